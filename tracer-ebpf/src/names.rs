@@ -1,0 +1,59 @@
+//! The symbols that userspace and the object agree on: hooks, maps and read-only globals that are not field offsets.
+
+/// One hook: its program name in the object, the tracepoint it attaches to, and its row in the counters.
+pub struct Hook {
+    /// Program and counter name, and the name users see.
+    pub name: &'static str,
+    /// The `btf_trace_*` tracepoint.
+    pub tracepoint: &'static str,
+}
+
+macro_rules! hooks {
+    ($($idx:literal $konst:ident $name:literal;)*) => {
+        /// Counter rows of the hooks.
+        pub mod hook { $(pub const $konst: u32 = $idx;)* }
+        /// All hooks, in the order of their counter rows.
+        pub const HOOKS: &[Hook] = &[$(Hook { name: $name, tracepoint: $name }),*];
+        const _: () = { let mut i = 0; $(assert!(i == $idx); i += 1;)* let _ = i; };
+    };
+}
+hooks! {
+    0 SIGNAL_GENERATE "signal_generate";
+    1 SIGNAL_DELIVER "signal_deliver";
+    2 SCHED_PROCESS_FORK "sched_process_fork";
+    3 SCHED_PROCESS_EXEC "sched_process_exec";
+    4 SCHED_PROCESS_EXIT "sched_process_exit";
+    5 INET_SOCK_SET_STATE "inet_sock_set_state";
+    6 TCP_SEND_RESET "tcp_send_reset";
+    7 TCP_RECEIVE_RESET "tcp_receive_reset";
+    8 TCP_RETRANSMIT_SKB "tcp_retransmit_skb";
+    9 MARK_VICTIM "mark_victim";
+}
+
+/// The ring buffer.
+pub const MAP_EVENTS: &str = "EVENTS";
+/// Per-CPU counters, see [`crate::counter`].
+pub const MAP_COUNTERS: &str = "COUNTERS";
+/// cgroup id → 1: tasks and sockets of these cgroups are left out (fail-open: what is not listed is watched).
+pub const MAP_SKIP: &str = "SKIP_CGROUPS";
+/// [`crate::PortKey`] → time of the last LISTEN, ns.
+pub const MAP_LISTENERS: &str = "LISTENERS";
+/// [`crate::Tuple`] → [`crate::Digest`].
+pub const MAP_DIGESTS: &str = "DIGESTS";
+
+/// Mixed into socket ids (u64).
+pub const SK_SALT: &str = "SK_SALT";
+/// Bit `n` set: signal `n` is recorded (u64).
+pub const SIG_MASK: &str = "SIG_MASK";
+/// Ring bytes pending above which the reader is woken at once; below it reads by timer (u32).
+pub const WAKE_BYTES: &str = "WAKE_BYTES";
+/// 1: `bpf_get_current_task_btf` exists (5.11) (u32).
+pub const HAS_TASK_BTF: &str = "HAS_TASK_BTF";
+/// 1: `tcp_send_reset` passes a reason (6.10) (u32).
+pub const HAS_RESET_REASON: &str = "HAS_RESET_REASON";
+/// 1: `mark_victim` passes a task (6.8, and backports), 0: a pid (u32).
+pub const HAS_VICTIM_TASK: &str = "HAS_VICTIM_TASK";
+/// 1: `sock_cgroup_data` has a plain cgroup pointer, 0: the tagged union of 5.10.218 and older (u32).
+pub const HAS_SK_CGROUP_PTR: &str = "HAS_SK_CGROUP_PTR";
+/// 1: a v1 hierarchy was chosen for `Task::cgroup_v1` (u32).
+pub const CGROUP_V1: &str = "CGROUP_V1";

@@ -1,0 +1,10 @@
+//! why502: watches a node's kernel and tells, for every lost request, which signal, exit, reset or race killed it, who
+//! caused that, and what to change.
+//!
+//! ```text
+//! kernel hooks → ring → decode → identity → correlate → explain → sinks
+//! probes/        ring/           identity/  correlate/  explain/  sinks/
+//! ```
+//! Everything after decode is a pure function of one sequence of [`model::Input`]s.
+
+pub mod model;

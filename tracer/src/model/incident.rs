@@ -1,0 +1,265 @@
+//! Incidents and stops: what why502 says. Field names and ids are the contract of docs/events.md and the JSON Schema in
+//! `docs/schema/`; absent is `null`, never omitted; durations are integers with their unit in the name.
+
+use super::event::{BootNs, EventId};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+/// Counts breaking changes of the JSON.
+pub const SCHEMA: u32 = 1;
+
+macro_rules! ids {
+    ($(#[$m:meta])* $name:ident { $($variant:ident = $id:literal),* $(,)? }) => {
+        $(#[$m])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $(#[serde(rename = $id)] $variant),* }
+        impl $name {
+            pub const ALL: &[$name] = &[$($name::$variant),*];
+            pub fn id(self) -> &'static str { match self { $($name::$variant => $id),* } }
+        }
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result { f.write_str(self.id()) }
+        }
+    };
+}
+
+ids! {
+    /// What became of the request, as the server's kernel saw it.
+    Outcome { Unanswered = "unanswered", Truncated = "truncated", Refused = "refused", ErrorMade = "error-made" }
+}
+ids! {
+    /// How the request died.
+    Mechanism {
+        ClosedInFlight = "closed-in-flight", ResetInAcceptQueue = "reset-in-accept-queue",
+        HandshakeLost = "handshake-lost", Refused = "refused", DataAfterClose = "data-after-close",
+        UpstreamClosed = "upstream-closed", UpstreamRefused = "upstream-refused",
+        UpstreamQueueFull = "upstream-queue-full", NetworkGone = "network-gone", LocalError = "local-error",
+        Protocol = "protocol",
+    }
+}
+ids! {
+    /// What somebody can change. docs/causes.md has a section for each.
+    Cause {
+        NginxFastShutdown = "nginx-fast-shutdown", EndpointRace = "endpoint-race",
+        NginxAcceptQueueDropped = "nginx-accept-queue-dropped", KeepaliveRace = "keepalive-race",
+        KeepaliveRaceOnShutdown = "keepalive-race-on-shutdown", FpmControlTimeoutZero = "fpm-control-timeout-zero",
+        FpmAcceptQueueDropped = "fpm-accept-queue-dropped", FpmNotListening = "fpm-not-listening",
+        ClientAbort = "client-abort", EdgeTimeout = "edge-timeout", RequesterReset = "requester-reset",
+        DeliberateClose = "deliberate-close", Unexplained = "unexplained",
+    }
+}
+impl Cause {
+    /// Recognised, never blamed on the server: reported only when asked for.
+    pub fn not_the_server(self) -> bool {
+        matches!(self, Cause::ClientAbort | Cause::EdgeTimeout | Cause::RequesterReset | Cause::DeliberateClose)
+    }
+}
+ids! {
+    /// What set it off.
+    Trigger {
+        PodDeleted = "pod-deleted", ScaleDown = "scale-down", Rollout = "rollout", Eviction = "eviction",
+        NodeShutdown = "node-shutdown", LivenessFailed = "liveness-failed", Oom = "oom",
+        RuntimeStop = "runtime-stop", ManualSignal = "manual-signal", ConfigReload = "config-reload",
+        Crash = "crash", IdleTimeout = "idle-timeout", Unknown = "unknown",
+    }
+}
+ids! {
+    Level { Certain = "certain", Likely = "likely", Possible = "possible" }
+}
+
+/// `count` is exact, or a lower bound where one connection can carry several requests unseen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Bound {
+    Exact,
+    AtLeast,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Incident {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub schema: u32,
+    pub id: String,
+    pub rev: u32,
+    /// `final`: a verdict is printed once its windows are over and does not change.
+    pub state: String,
+    pub node: String,
+    pub boot_id: String,
+    /// Wall time of the loss, RFC 3339 with ns.
+    pub at: String,
+    pub decided_at: String,
+    /// The same on the boot clock, for joins with other events.
+    pub at_boot_ns: BootNs,
+    pub outcome: Outcome,
+    pub mechanism: Mechanism,
+    pub cause: Cause,
+    pub sub_cause: Option<String>,
+    pub trigger: Trigger,
+    pub also_matched: Vec<Cause>,
+    pub response: Response,
+    pub requests: Requests,
+    pub requester: Requester,
+    pub server: Server,
+    pub age_ms: Option<u64>,
+    pub stop: Option<String>,
+    pub pod: Option<Pod>,
+    pub container: Option<Container>,
+    pub confidence: Confidence,
+    pub summary: String,
+    pub chain: Vec<Link>,
+    pub advice: Vec<Advice>,
+    pub missing: Vec<Missing>,
+    pub loss: Loss,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// Only a status that was observed; never guessed.
+    pub status: Option<u16>,
+    /// `none`, `socket`, `nginx`, `log`.
+    pub source: String,
+    pub bytes: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requests {
+    pub count: u32,
+    pub bound: Bound,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Requester {
+    pub ip: IpAddr,
+    pub port: u16,
+    /// `edge`, `probe`, `health-check`, `sidecar`, `unknown`.
+    pub kind: String,
+    /// Container id when the requester is on this node.
+    pub container: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    pub ip: IpAddr,
+    pub port: u16,
+    pub netns: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub uid: String,
+    pub workload: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Container {
+    pub id: String,
+    pub name: Option<String>,
+    /// `docker`, `containerd`, `cri-o`, `podman`, or null when the path does not tell.
+    pub runtime: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Confidence {
+    /// 0..=1 in hundredths.
+    pub value: f64,
+    pub level: Level,
+    /// Why it is not higher.
+    pub lowered_by: Vec<String>,
+}
+
+/// One link of the chain, effect first. Each names its event and the rule that made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Link {
+    pub id: EventIdText,
+    pub at: String,
+    /// Milliseconds before (negative) or after the loss.
+    pub offset_us: i64,
+    pub kind: String,
+    /// The event that this one follows from: the next link.
+    pub because: Option<EventIdText>,
+    pub rule: String,
+    pub process: Option<ProcessRef>,
+    pub text: String,
+}
+
+/// `e17`.
+pub type EventIdText = String;
+
+pub fn event_id_text(id: EventId) -> EventIdText {
+    id.to_string()
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRef {
+    /// In its own pid namespace.
+    pub pid: u32,
+    pub host_pid: u32,
+    pub comm: String,
+    pub role: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Advice {
+    pub id: String,
+    /// `dockerfile`, `pod-spec`, `nginx-conf`, `php-fpm-conf`, `edge`, `why502`.
+    pub kind: String,
+    pub target: String,
+    pub change: String,
+    pub value: Option<u64>,
+    pub unit: Option<String>,
+    /// Ids of the other advice without which this one is not enough.
+    pub needs: Vec<String>,
+    pub why: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Stable id: `started-late`, `pod-spec`, `lost-events` …
+    pub fact: String,
+    pub effect: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    pub in_window: u64,
+    /// `hook/kind` → count.
+    pub by_hook: BTreeMap<String, u64>,
+}
+
+/// One termination of a container, printed once at its end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Stop {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub schema: u32,
+    pub id: String,
+    pub node: String,
+    pub boot_id: String,
+    pub at: String,
+    pub ended_at: String,
+    pub trigger: Trigger,
+    pub pod: Option<Pod>,
+    pub container: Option<Container>,
+    /// What was stopped: `nginx`, `php-fpm`, `other`.
+    pub server: String,
+    pub signal: Option<String>,
+    pub phases: Vec<Phase>,
+    pub incidents: u64,
+    pub by_cause: BTreeMap<String, u64>,
+    pub missing: Vec<Missing>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Phase {
+    /// `stop-signal`, `second-signal`, `listener-closed`, `last-worker-exit`, `exit`, `kill`.
+    pub name: String,
+    pub at: String,
+    /// Since the first phase.
+    pub after_ms: u64,
+    pub event: Option<EventIdText>,
+    pub text: String,
+}

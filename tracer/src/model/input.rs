@@ -1,0 +1,149 @@
+//! The one input sequence. Live, replay and tests feed the same [`Input`]s, in the same order, to the same pure code;
+//! a recording is this sequence written down.
+
+use super::event::{BootNs, Event, ProcKey};
+use serde::{Deserialize, Serialize};
+use std::net::IpAddr;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "t", rename_all = "kebab-case")]
+pub enum Input {
+    /// Always first.
+    Started(Started),
+    /// All probes are attached and the start-up scan is done: from here on nothing is `started late`.
+    Ready { at: BootNs },
+    Event(Event),
+    Process(ProcessFact),
+    Listener(ListenerFact),
+    Cgroup(CgroupFact),
+    /// Boot ↔ wall, sampled together. The only way from event times to wall times.
+    Clock { at: BootNs, wall_ns: i64 },
+    Loss(LossFact),
+    /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
+    Tick { at: BootNs },
+    /// The end of the observation; what is still open becomes final with what is known.
+    Stopped { at: BootNs },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Started {
+    /// When the first probe was attached.
+    pub at: BootNs,
+    pub version: String,
+    pub node: String,
+    pub boot_id: String,
+    pub kernel: String,
+    pub hooks: Vec<HookStatus>,
+    /// Degradations that doctor would print: tracefs or cgroup2 not mounted, no reset reasons …
+    pub degraded: Vec<Degraded>,
+    /// Inode of the host's network and pid namespaces; 0 unknown.
+    pub host_netns: u32,
+    pub host_pidns: u32,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// Stable id: `no-tracefs`, `no-cgroup2`, `no-reset-reason`, `no-reply-resets` …
+    pub id: String,
+    /// One line for people.
+    pub text: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HookStatus {
+    pub hook: String,
+    #[serde(flatten)]
+    pub state: HookState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum HookState {
+    Attached,
+    /// Not wanted on this kernel or by these options.
+    Skipped { why: String },
+    Failed { why: String },
+}
+
+/// A process as /proc showed it at the start-up scan, or at a later look-up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessFact {
+    pub at: BootNs,
+    pub key: ProcKey,
+    pub ppid: u32,
+    pub ns_pid: u32,
+    pub pidns: u32,
+    pub netns: u32,
+    pub uid: u32,
+    pub comm: String,
+    /// Target of /proc/PID/exe; empty for kernel threads or when it could not be read.
+    pub exe: String,
+    pub argv: Vec<String>,
+    /// v2 and v1 cgroup ids; 0 unknown.
+    pub cgroup: u64,
+    pub cgroup_v1: u64,
+    /// /proc/PID/status SigIgn and SigCgt.
+    pub sig_ign: u64,
+    pub sig_cgt: u64,
+}
+
+/// A listening TCP socket found by the start-up scan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListenerFact {
+    pub at: BootNs,
+    pub netns: u32,
+    /// Canonical: 0.0.0.0 and :: are kept apart.
+    pub ip: IpAddr,
+    pub port: u16,
+    /// Socket inode; several sockets on one address are SO_REUSEPORT.
+    pub inode: u64,
+    /// Processes that hold it.
+    pub holders: Vec<ProcKey>,
+}
+
+/// Where a cgroup id is in its hierarchy. Given once per id, and kept when the cgroup is gone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CgroupFact {
+    pub at: BootNs,
+    pub id: u64,
+    pub hierarchy: Hierarchy,
+    /// Path below the hierarchy's root, with a leading slash; `None`: gone before it could be read.
+    pub path: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hierarchy {
+    V2,
+    V1,
+}
+
+/// Something was not seen. `count` more since the last fact of this hook and kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LossFact {
+    /// Between these two times.
+    pub from: BootNs,
+    pub to: BootNs,
+    pub hook: String,
+    pub kind: LossKind,
+    pub count: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossKind {
+    /// The ring was full.
+    RingFull,
+    /// The kernel skipped the program because one was running already on that CPU.
+    Recursion,
+    /// A kernel map could not take an entry, or threw one out before its time.
+    MapFull,
+    /// A record that could not be decoded.
+    Undecodable,
+    /// An argument of the hook was not what the kernel's types promise.
+    BadArgument,
+    /// A record came after the reorder window had passed it.
+    Late,
+    /// Facts dropped in userspace to keep memory bounded.
+    Evicted,
+}
