@@ -7,4 +7,6 @@
 //! ```
 //! Everything after decode is a pure function of one sequence of [`model::Input`]s.
 
+pub mod cli;
 pub mod model;
+pub mod sinks;

@@ -3,7 +3,9 @@
 pub mod event;
 pub mod incident;
 pub mod input;
+pub mod output;
 
 pub use event::{BootNs, Event, EventId, EventKind, ProcKey, Task, Tuple};
 pub use incident::{Cause, Incident, Level, Mechanism, Outcome, Stop, Trigger};
 pub use input::Input;
+pub use output::Output;
