@@ -1,0 +1,33 @@
+//! Arguments of a tp_btf program.
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::programs::BtfTracePointContext;
+
+/// The raw 8 bytes of argument `n`.
+///
+/// # Safety
+/// The hook has more than `n` arguments (the verifier refuses the load otherwise).
+#[inline(always)]
+pub unsafe fn raw(ctx: &BtfTracePointContext, n: usize) -> u64 {
+    (ctx.as_ptr() as *const u64).add(n).read_volatile()
+}
+
+/// Argument `n` as a kernel pointer, or `None` when it cannot be one.
+///
+/// Two loads of the same slot: the first is a plain number and its test is a real one that no verifier prunes; the second
+/// is the typed pointer, with the NULL test that 6.12 and newer ask for. Volatile, or LLVM would merge them.
+///
+/// # Safety
+/// As [`raw`]; the argument is a pointer in the tracepoint's prototype.
+#[inline(always)]
+pub unsafe fn pointer(ctx: &BtfTracePointContext, n: usize) -> Option<*const u8> {
+    let slot = (ctx.as_ptr() as *const u64).add(n);
+    if slot.read_volatile() < 4096 {
+        return None;
+    }
+    let p = slot.read_volatile() as *const u8;
+    if p.is_null() {
+        return None;
+    }
+    Some(p)
+}

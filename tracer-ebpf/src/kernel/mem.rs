@@ -1,0 +1,87 @@
+//! Two ways to load a member: typed, where the verifier knows the pointer's type, and through a helper.
+
+use aya_ebpf::Global;
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+
+/// Loads members of kernel structs at offsets that userspace resolved from BTF.
+pub trait Mem {
+    unsafe fn u8(p: *const u8, off: &Global<u32>) -> u8;
+    unsafe fn u16(p: *const u8, off: &Global<u32>) -> u16;
+    unsafe fn u32(p: *const u8, off: &Global<u32>) -> u32;
+    unsafe fn u64(p: *const u8, off: &Global<u32>) -> u64;
+    unsafe fn ptr(p: *const u8, off: &Global<u32>) -> *const u8;
+    /// Second 8 bytes of a 16-byte member.
+    unsafe fn u64_hi(p: *const u8, off: &Global<u32>) -> u64;
+}
+
+/// Plain loads: checked by the verifier against BTF. A pointer that came from another typed load may be NULL: such a load
+/// has an exception table and gives 0. Arguments have none: see `kernel::arg`.
+pub struct Typed;
+
+impl Mem for Typed {
+    #[inline(always)]
+    unsafe fn u8(p: *const u8, off: &Global<u32>) -> u8 {
+        p.add(off.load() as usize).read_volatile()
+    }
+    #[inline(always)]
+    unsafe fn u16(p: *const u8, off: &Global<u32>) -> u16 {
+        p.add(off.load() as usize).cast::<u16>().read_volatile()
+    }
+    #[inline(always)]
+    unsafe fn u32(p: *const u8, off: &Global<u32>) -> u32 {
+        p.add(off.load() as usize).cast::<u32>().read_volatile()
+    }
+    #[inline(always)]
+    unsafe fn u64(p: *const u8, off: &Global<u32>) -> u64 {
+        p.add(off.load() as usize).cast::<u64>().read_volatile()
+    }
+    #[inline(always)]
+    unsafe fn ptr(p: *const u8, off: &Global<u32>) -> *const u8 {
+        p.add(off.load() as usize).cast::<*const u8>().read_volatile()
+    }
+    #[inline(always)]
+    unsafe fn u64_hi(p: *const u8, off: &Global<u32>) -> u64 {
+        p.add(off.load() as usize + 8).cast::<u64>().read_volatile()
+    }
+}
+
+/// `bpf_probe_read_kernel`: for pointers that are only numbers to the verifier. A bad address gives 0.
+pub struct Probed;
+
+/// Reads a plain value at an address; 0 when that faults.
+///
+/// # Safety
+/// None beyond the helper's own: it never faults.
+#[inline(always)]
+pub unsafe fn probe<T: Copy + Default>(at: *const u8) -> T {
+    let mut v = T::default();
+    bpf_probe_read_kernel((&raw mut v).cast(), size_of::<T>() as u32, at.cast());
+    (&raw const v).read_volatile()
+}
+
+impl Mem for Probed {
+    #[inline(always)]
+    unsafe fn u8(p: *const u8, off: &Global<u32>) -> u8 {
+        probe(p.wrapping_add(off.load() as usize))
+    }
+    #[inline(always)]
+    unsafe fn u16(p: *const u8, off: &Global<u32>) -> u16 {
+        probe(p.wrapping_add(off.load() as usize))
+    }
+    #[inline(always)]
+    unsafe fn u32(p: *const u8, off: &Global<u32>) -> u32 {
+        probe(p.wrapping_add(off.load() as usize))
+    }
+    #[inline(always)]
+    unsafe fn u64(p: *const u8, off: &Global<u32>) -> u64 {
+        probe(p.wrapping_add(off.load() as usize))
+    }
+    #[inline(always)]
+    unsafe fn ptr(p: *const u8, off: &Global<u32>) -> *const u8 {
+        probe::<u64>(p.wrapping_add(off.load() as usize)) as *const u8
+    }
+    #[inline(always)]
+    unsafe fn u64_hi(p: *const u8, off: &Global<u32>) -> u64 {
+        probe(p.wrapping_add(off.load() as usize + 8))
+    }
+}

@@ -1,0 +1,9 @@
+//! The only place that reads kernel structs. Offsets are read-only globals set before load (`why502_ebpf::fields`).
+
+pub mod arg;
+pub mod cgroup;
+pub mod mem;
+pub mod packet;
+pub mod siginfo;
+pub mod sock;
+pub mod task;

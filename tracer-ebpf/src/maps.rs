@@ -1,0 +1,43 @@
+//! All maps, and the read-only globals that are not field offsets.
+
+use aya_ebpf::Global;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
+use why502_ebpf::names::HOOKS;
+use why502_ebpf::{Digest, PortKey, Tuple, counter};
+
+/// Userspace may override the sizes before load.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+#[map]
+pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS.len() as u32 * counter::PER_HOOK, 0);
+
+#[map]
+pub static SKIP_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(16_384, 0);
+
+#[map]
+pub static LISTENERS: LruHashMap<PortKey, u64> = LruHashMap::with_max_entries(16_384, 0);
+
+#[map]
+pub static DIGESTS: LruHashMap<Tuple, Digest> = LruHashMap::with_max_entries(65_536, 0);
+
+macro_rules! globals {
+    ($($name:ident: $t:ty = $v:expr;)*) => { $(#[unsafe(no_mangle)] pub static $name: Global<$t> = Global::new($v);)* };
+}
+globals! {
+    SK_SALT: u64 = 0;
+    SIG_MASK: u64 = 0;
+    WAKE_BYTES: u32 = 0;
+    HAS_TASK_BTF: u32 = 0;
+    HAS_RESET_REASON: u32 = 0;
+    HAS_VICTIM_TASK: u32 = 0;
+    HAS_SK_CGROUP_PTR: u32 = 0;
+    CGROUP_V1: u32 = 0;
+}
+
+/// Is this cgroup left out? What is not listed is watched: a container that userspace has not seen yet is never missed.
+#[inline(always)]
+pub fn skipped(cgroup: u64) -> bool {
+    SKIP_CGROUPS.get_ptr(&cgroup).is_some()
+}

@@ -1,0 +1,200 @@
+//! `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, 5.10–7.3.
+//!
+//! Listeners that open and close, and the first transition out of ESTABLISHED: there the socket still tells which side
+//! spoke last. Runs a few times per connection on the whole node, so it returns early: answered connections are only
+//! counted, and a connection that the server side closed first leaves a digest for a reset that may come later.
+
+use crate::emit::{count, emit};
+use crate::kernel::sock::{self, TcpInfo, state};
+use crate::kernel::{arg, task};
+use crate::maps::{self, DIGESTS, LISTENERS};
+use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
+use aya_ebpf::macros::btf_tracepoint;
+use aya_ebpf::programs::BtfTracePointContext;
+use why502_ebpf::names::hook::INET_SOCK_SET_STATE as HOOK;
+use why502_ebpf::{Digest, PortKey, TcpState, Tuple, counter, kind, side};
+
+/// include/linux/sched.h
+const PF_EXITING: u32 = 4;
+
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the prototype above; the verifier checks it against the kernel's BTF.
+    unsafe { run(&ctx) };
+    0
+}
+
+#[inline(always)]
+unsafe fn run(ctx: &BtfTracePointContext) {
+    count(HOOK, counter::SEEN);
+    let (old, new) = (arg::raw(ctx, 1) as u8, arg::raw(ctx, 2) as u8);
+    let listener = new == state::LISTEN || (old == state::LISTEN && new == state::CLOSE);
+    let closing =
+        old == state::ESTABLISHED && (new == state::FIN_WAIT1 || new == state::CLOSE || new == state::CLOSE_WAIT);
+    if !listener && !closing {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    let Some(sk) = arg::pointer(ctx, 0) else {
+        return count(HOOK, counter::BAD_ARG);
+    };
+    let Some(tp) = sock::tcp(sk) else {
+        return count(HOOK, counter::UNINTERESTING);
+    };
+    let cgroup = sock::cgroup_id(sk);
+    if maps::skipped(cgroup) {
+        return count(HOOK, counter::SKIPPED);
+    }
+    // skc_num is already 0 at CLOSE.
+    let lport = sock::sport_of_tcp(tp);
+    let tuple = sock::tuple(sk, lport);
+    let info = sock::info(tp);
+    if listener {
+        listener_changed(sk, tp, cgroup, &tuple, &info, old, new);
+    } else {
+        connection_closing(sk, tp, cgroup, &tuple, &info, old, new);
+    }
+}
+
+#[inline(always)]
+unsafe fn listener_changed(sk: *const u8, tp: *const u8, cgroup: u64, tuple: &Tuple, info: &TcpInfo, old: u8, new: u8) {
+    if new == state::LISTEN {
+        // At TCP_CLOSE -> TCP_LISTEN, inet_csk_listen_start() has the port in skc_num only: inet_sport is set after it.
+        let key = PortKey { netns: tuple.netns, port: u32::from(sock::num(sk)) };
+        if LISTENERS.insert(key, bpf_ktime_get_boot_ns(), 0).is_err() {
+            count(HOOK, counter::LOST_MAP);
+        }
+        let tuple = sock::tuple(sk, sock::num(sk));
+        emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, info, old, new, side::LISTENER));
+    } else {
+        emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, tuple, info, old, new, side::LISTENER));
+    }
+}
+
+#[inline(always)]
+unsafe fn connection_closing(
+    sk: *const u8,
+    tp: *const u8,
+    cgroup: u64,
+    tuple: &Tuple,
+    info: &TcpInfo,
+    old: u8,
+    new: u8,
+) {
+    let server = super::listens(tuple.netns, tuple.lport);
+    let (start, tgid, flags) = task::current_brief();
+    let peer_first = new == state::CLOSE_WAIT;
+    let report = if server { server_report(sk, info, new, flags) } else { client_report(sk, info, new) };
+    if server && !peer_first {
+        let digest = Digest {
+            ts: bpf_ktime_get_boot_ns(),
+            sk_cgroup: cgroup,
+            bytes_received: info.bytes_received,
+            bytes_sent: info.bytes_sent,
+            start,
+            tgid,
+            flags,
+            newstate: u32::from(new),
+            reported: u32::from(report),
+        };
+        if DIGESTS.insert(tuple, &digest, 0).is_err() {
+            count(HOOK, counter::LOST_MAP);
+        }
+    }
+    if !report {
+        return count(HOOK, counter::ANSWERED);
+    }
+    let side = if server { side::SERVER } else { side::CLIENT };
+    emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, tuple, info, old, new, side));
+}
+
+/// Everything that userspace's close-time rule could call unanswered (docs/causes.md), and every close by an exiting task:
+/// truncated answers look idle, and only the circumstances tell.
+#[inline(always)]
+unsafe fn server_report(sk: *const u8, info: &TcpInfo, new: u8, task_flags: u32) -> bool {
+    let peer_first = new == state::CLOSE_WAIT;
+    if !peer_first && task_flags & PF_EXITING != 0 && sock::err(sk) == 0 {
+        return true;
+    }
+    if new == state::CLOSE && !sock::accepted(sk) && sock::err(sk) == 0 {
+        return true; // dropped from the accept queue
+    }
+    // Since CLOSE_WAIT counts the peer's FIN as a received byte.
+    let rx = info.bytes_received.wrapping_sub(u64::from(peer_first));
+    if rx == 0 {
+        return false;
+    }
+    if info.bytes_sent == 0 {
+        return true;
+    }
+    // shutdown(SHUT_WR) after something was sent: the application has said what it wanted to say.
+    if new == state::FIN_WAIT1 && sock::shutdown(sk) == sock::SEND_SHUTDOWN {
+        return false;
+    }
+    let age = info.lrcvtime.wrapping_sub(info.lsndtime) as i32;
+    if age > 0 {
+        return true;
+    }
+    if peer_first {
+        return false; // rcv_nxt and rcv_wup already count the FIN
+    }
+    if new == state::CLOSE && info.rcv_nxt != info.copied_seq {
+        return true;
+    }
+    age == 0 && (info.rcv_nxt != info.rcv_wup || info.pingpong == 0)
+}
+
+/// The requesting end gave up: it spoke last and closes first.
+#[inline(always)]
+unsafe fn client_report(sk: *const u8, info: &TcpInfo, new: u8) -> bool {
+    if new == state::CLOSE_WAIT || sock::err(sk) != 0 || info.bytes_sent == 0 {
+        return false;
+    }
+    info.bytes_received == 0 || (info.lsndtime.wrapping_sub(info.lrcvtime) as i32) > 0
+}
+
+#[inline(always)]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "all of it is already in registers; a struct would be copied to the stack"
+)]
+unsafe fn write(
+    p: *mut TcpState,
+    sk: *const u8,
+    tp: *const u8,
+    cgroup: u64,
+    tuple: &Tuple,
+    info: &TcpInfo,
+    old: u8,
+    new: u8,
+    side: u8,
+) -> u16 {
+    put!(p, sk = sock::id(sk));
+    put!(p, sk_cgroup = cgroup);
+    put!(p, bytes_received = info.bytes_received);
+    put!(p, bytes_sent = info.bytes_sent);
+    put!(p, bytes_acked = sock::bytes_acked(tp));
+    sock::write_tuple(core::ptr::addr_of_mut!((*p).tuple), tuple);
+    put!(p, rcv_nxt = info.rcv_nxt);
+    put!(p, copied_seq = info.copied_seq);
+    put!(p, rcv_wup = info.rcv_wup);
+    put!(p, write_seq = sock::write_seq(tp));
+    put!(p, snd_una = sock::snd_una(tp));
+    put!(p, snd_nxt = sock::snd_nxt(tp));
+    put!(p, lsndtime = info.lsndtime);
+    put!(p, lrcvtime = info.lrcvtime);
+    put!(p, jiffies = bpf_jiffies64() as u32);
+    put!(p, total_retrans = sock::total_retrans(tp));
+    let (backlog, max_backlog) = sock::backlog(sk);
+    put!(p, ack_backlog = backlog);
+    put!(p, max_ack_backlog = max_backlog);
+    put!(p, sk_err = sock::err(sk));
+    put!(p, family = sock::family(sk));
+    put!(p, oldstate = old);
+    put!(p, newstate = new);
+    put!(p, pingpong = info.pingpong);
+    put!(p, sk_shutdown = sock::shutdown(sk));
+    put!(p, side = side);
+    put!(p, accepted = sock::accepted(sk) as u8);
+    put!(p, _reserved = 0);
+    task::write_current(core::ptr::addr_of_mut!((*p).task))
+}
