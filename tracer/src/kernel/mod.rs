@@ -2,3 +2,6 @@
 //! Pure over bytes and root paths where possible; knows nothing of aya.
 
 pub mod btf;
+pub mod clock;
+pub mod fields;
+pub mod host;
