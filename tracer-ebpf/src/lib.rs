@@ -249,8 +249,16 @@ pub struct Digest {
     pub flags: u32,
     /// What the connection became: FIN_WAIT1 (4) or CLOSE (7).
     pub newstate: u32,
-    /// 1 when the close was sent up as a [`TcpState`] record of its own.
-    pub reported: u32,
+    /// See [`digest_bits`].
+    pub bits: u32,
+}
+
+/// [`Digest::bits`].
+pub mod digest_bits {
+    /// The close was sent up as a [`crate::TcpState`] record of its own.
+    pub const REPORTED: u32 = 1;
+    /// shutdown(SHUT_WR) and not close(): a lingering close, after which more of the same request is expected.
+    pub const HALF_CLOSED: u32 = 1 << 1;
 }
 
 /// `tcp_send_reset`. net/ipv4/tcp_ipv4.c `tcp_v4_send_reset()`, tcp_output.c `tcp_send_active_reset()`.

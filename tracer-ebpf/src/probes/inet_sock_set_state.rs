@@ -12,7 +12,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use why502_ebpf::names::hook::INET_SOCK_SET_STATE as HOOK;
-use why502_ebpf::{Digest, PortKey, TcpState, Tuple, counter, kind, side};
+use why502_ebpf::{Digest, PortKey, TcpState, Tuple, counter, digest_bits, kind, side};
 
 /// include/linux/sched.h
 const PF_EXITING: u32 = 4;
@@ -85,6 +85,8 @@ unsafe fn connection_closing(
     let peer_first = new == state::CLOSE_WAIT;
     let report = if server { server_report(sk, info, new, flags) } else { client_report(sk, info, new) };
     if server && !peer_first {
+        let half = new == state::FIN_WAIT1 && sock::shutdown(sk) == sock::SEND_SHUTDOWN;
+        let bits = if half { digest_bits::HALF_CLOSED } else { 0 };
         let digest = Digest {
             ts: bpf_ktime_get_boot_ns(),
             sk_cgroup: cgroup,
@@ -94,7 +96,7 @@ unsafe fn connection_closing(
             tgid,
             flags,
             newstate: u32::from(new),
-            reported: u32::from(report),
+            bits: bits | if report { digest_bits::REPORTED } else { 0 },
         };
         if DIGESTS.insert(tuple, &digest, 0).is_err() {
             count(HOOK, counter::LOST_MAP);

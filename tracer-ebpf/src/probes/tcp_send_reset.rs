@@ -141,7 +141,7 @@ unsafe fn write_digest(dst: *mut Digest, src: Option<*const Digest>) {
             put!(dst, tgid = (*d).tgid);
             put!(dst, flags = (*d).flags);
             put!(dst, newstate = (*d).newstate);
-            put!(dst, reported = (*d).reported);
+            put!(dst, bits = (*d).bits);
         }
         None => {
             put!(dst, ts = 0);
@@ -152,7 +152,7 @@ unsafe fn write_digest(dst: *mut Digest, src: Option<*const Digest>) {
             put!(dst, tgid = 0);
             put!(dst, flags = 0);
             put!(dst, newstate = 0);
-            put!(dst, reported = 0);
+            put!(dst, bits = 0);
         }
     }
 }

@@ -232,6 +232,8 @@ pub struct Digest {
     pub newstate: u8,
     /// The close was sent up as an event of its own.
     pub reported: bool,
+    /// shutdown(SHUT_WR) and not close(): more of the same request is expected after it.
+    pub half_closed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

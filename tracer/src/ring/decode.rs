@@ -257,8 +257,8 @@ fn tcp_state(r: Reader<'_>) -> Result<m::TcpState, DecodeError> {
 }
 
 fn digest(r: Reader<'_>) -> Result<Option<m::Digest>, DecodeError> {
-    fields!(r, abi::Digest: ts, sk_cgroup, bytes_received, bytes_sent, start, tgid, flags, newstate, reported);
-    let (newstate, reported): (u32, u32) = (newstate, reported);
+    fields!(r, abi::Digest: ts, sk_cgroup, bytes_received, bytes_sent, start, tgid, flags, newstate, bits);
+    let (newstate, bits): (u32, u32) = (newstate, bits);
     if ts == 0 {
         return Ok(None);
     }
@@ -271,7 +271,8 @@ fn digest(r: Reader<'_>) -> Result<Option<m::Digest>, DecodeError> {
         tgid,
         flags,
         newstate: u8::try_from(newstate).map_err(|_| r.bad("digest.newstate", newstate))?,
-        reported: reported != 0,
+        reported: bits & abi::digest_bits::REPORTED != 0,
+        half_closed: bits & abi::digest_bits::HALF_CLOSED != 0,
     }))
 }
 

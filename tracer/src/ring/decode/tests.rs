@@ -136,7 +136,7 @@ fn reset_sent() -> Record {
     r.u64(digest + offset_of!(abi::Digest, bytes_received), 3).u64(digest + offset_of!(abi::Digest, bytes_sent), 4);
     r.u64(digest + offset_of!(abi::Digest, start), 5).u32(digest + offset_of!(abi::Digest, tgid), 6);
     r.u32(digest + offset_of!(abi::Digest, flags), 7).u32(digest + offset_of!(abi::Digest, newstate), 4);
-    r.u32(digest + offset_of!(abi::Digest, reported), 1);
+    r.u32(digest + offset_of!(abi::Digest, bits), 1);
     r.u64(offset_of!(T, sk), 8).u64(offset_of!(T, sk_cgroup), 9).u32(offset_of!(T, reason), 11);
     r.u32(offset_of!(T, in_len), 12).u32(offset_of!(T, in_seq), 13).u32(offset_of!(T, in_ack), 14);
     r.u32(offset_of!(T, rcv_nxt), 15).u32(offset_of!(T, copied_seq), 16);
@@ -255,6 +255,7 @@ fn resets() {
         flags: 7,
         newstate: 4,
         reported: true,
+        half_closed: false,
     };
     let want = m::ResetSent {
         sk: 8,
