@@ -61,10 +61,16 @@ pub unsafe fn cgroup_id(sk: *const u8) -> u64 {
     cgroup::of_sock(sk)
 }
 
-/// Names the socket without giving its address away.
+/// Names the socket without giving its address away. Arithmetic on a typed pointer is refused, so it goes through the
+/// record, from where it comes back as a number.
+///
+/// # Safety
+/// `dst` is inside a reserved record.
 #[inline(always)]
-pub unsafe fn id(sk: *const u8) -> u64 {
-    sk as u64 ^ SK_SALT.load()
+pub unsafe fn write_id(dst: *mut u64, sk: *const u8) {
+    dst.write_volatile(sk as u64);
+    let plain = dst.read_volatile();
+    dst.write_volatile(plain ^ SK_SALT.load());
 }
 
 #[inline(always)]

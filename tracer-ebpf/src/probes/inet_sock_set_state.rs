@@ -170,7 +170,7 @@ unsafe fn write(
     new: u8,
     side: u8,
 ) -> u16 {
-    put!(p, sk = sock::id(sk));
+    sock::write_id(core::ptr::addr_of_mut!((*p).sk), sk);
     put!(p, sk_cgroup = cgroup);
     put!(p, bytes_received = info.bytes_received);
     put!(p, bytes_sent = info.bytes_sent);
