@@ -1,1 +1,104 @@
-//! The commands: one file each.
+//! The commands: one file each. Results go to stdout, everything else to stderr; exit code 0 ok, 1 failed, 2 bad usage.
+
+mod completions;
+mod doctor;
+mod explain;
+mod host;
+mod judge;
+mod live;
+mod output;
+mod record;
+mod summary;
+mod trace;
+mod watch;
+
+use clap::{Parser, Subcommand};
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  why502 watch                          explain lost requests as they happen
+  why502 trace --signal TERM,QUIT,KILL  who sends which stop signal to whom
+  why502 record -o stop.rec             write down what the kernel reports ...
+  why502 explain stop.rec               ... and explain it, here or elsewhere
+  why502 doctor                         what this host allows
+
+Exit codes: 0 ok, 1 failed, 2 bad usage. `why502 COMMAND --help` tells more.";
+
+/// Tells for every lost request of this node which signal, exit, reset or race killed it, who caused that, and what to
+/// change.
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Watch(watch::Args),
+    Trace(trace::Args),
+    Record(record::Args),
+    Explain(explain::Args),
+    Doctor(doctor::Args),
+    Completions(completions::Args),
+}
+
+/// Runs the command of the process's arguments. Whoever reads stdout may go away at any time: that is a quiet end.
+pub fn main() -> ExitCode {
+    // clap prints help on stdout with 0 and bad usage on stderr with 2.
+    let cli = Cli::parse();
+    match run(cli.command) {
+        Ok(code) => code,
+        Err(err) if is_broken_pipe(&err) => ExitCode::SUCCESS,
+        Err(err) => {
+            say(format_args!("{err:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Watch(args) => watch::run(args),
+        Command::Trace(args) => trace::run(args),
+        Command::Record(args) => record::run(args),
+        Command::Explain(args) => explain::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(args),
+    }
+}
+
+fn is_broken_pipe(err: &anyhow::Error) -> bool {
+    err.chain()
+        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
+        .any(|cause| cause.kind() == ErrorKind::BrokenPipe)
+}
+
+/// One line on stderr: a message that itself has several lines is put on one. A closed stderr is nobody's error.
+fn say(what: impl Display) {
+    let text = what.to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let line = crate::sinks::escape::escape(&lines.join("; ")).into_owned();
+    let _ = writeln!(std::io::stderr().lock(), "why502: {line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_in_a_screen() {
+        let help = Cli::command().render_help().to_string();
+        assert!(help.lines().count() <= 24, "{} lines:\n{help}", help.lines().count());
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+}

@@ -1,0 +1,103 @@
+//! `why502 explain`: the verdicts of a recording. The same inputs through the same engine give the same bytes.
+
+use super::judge::{Judge, is_blamed};
+use super::output::OutputArgs;
+use super::say;
+use super::summary::Summary;
+use crate::model::Input;
+use crate::sinks::recording::{self, ReadError};
+use crate::sinks::text::Paint;
+use anyhow::Context;
+use std::fs::File;
+use std::io::{BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  why502 explain stop.rec
+  why502 explain -o json --all *.rec | jq -r .cause | sort | uniq -c
+
+A recording that was cut is explained up to its end, with a warning. One that is damaged is
+explained up to the damage, and the exit code is 1.";
+
+/// Explain the lost requests of recordings
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Recordings made by `why502 record`
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// Also print what is not the server's doing: client aborts, edge timeouts, resets by the requester
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let mut to = std::io::BufWriter::new(std::io::stdout().lock());
+    let paint = args.output.paint();
+    let mut code = ExitCode::SUCCESS;
+    for file in &args.files {
+        if !explain(file, &args, paint, &mut to)? {
+            code = ExitCode::FAILURE;
+        }
+    }
+    Ok(code)
+}
+
+/// False when the file could not be read to its end; an error when stdout could not be written.
+fn explain(path: &Path, args: &Args, paint: Paint, to: &mut impl Write) -> anyhow::Result<bool> {
+    let name = path.display();
+    let reader = File::open(path)
+        .map_err(|source| ReadError::Io { byte: 0, source })
+        .and_then(|file| recording::Reader::new(BufReader::with_capacity(1 << 18, file)));
+    let reader = match reader {
+        Ok(reader) => reader,
+        Err(err) => {
+            say(format_args!("{name}: {err}"));
+            return Ok(false);
+        }
+    };
+    let mut judge = Judge::new();
+    let mut summary = Summary::default();
+    let mut print = |judge: &mut Judge, input: &Input| -> anyhow::Result<()> {
+        summary.input(input);
+        for output in judge.feed(input) {
+            summary.output(&output);
+            if args.all || is_blamed(&output) {
+                let text = args.output.render(&output, paint)?;
+                writeln!(to, "{text}").context("cannot write to stdout")?;
+            }
+        }
+        Ok(())
+    };
+    let (mut last, mut read, mut problem) = (0, 0u64, None);
+    for input in reader {
+        match input {
+            Ok(input) => {
+                read += 1;
+                last = last.max(recording::time_of(&input));
+                print(&mut judge, &input)?;
+            }
+            Err(err) => problem = Some(err),
+        }
+    }
+    if problem.is_some() && read > 0 {
+        // What is still open becomes final with what is known up to here.
+        print(&mut judge, &Input::Stopped { at: last })?;
+    }
+    to.flush().context("cannot write to stdout")?;
+    for line in summary.lines(true) {
+        say(format_args!("{name}: {line}"));
+    }
+    match problem {
+        None => Ok(true),
+        Some(err) => {
+            let warning = err.is_cut() && read > 0;
+            say(format_args!("{name}: {}{err}", if warning { "warning: " } else { "" }));
+            Ok(warning)
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! `why502 trace`: every event, live, one line each.
+
+use super::live::{self, Wish};
+use super::output::OutputArgs;
+use super::watch::PATIENCE;
+use crate::model::event::{EventKind, Task, Tuple};
+use crate::model::{BootNs, Event, Input};
+use crate::sinks::json::EventLine;
+use crate::sinks::queue::{self, Queue};
+use crate::sinks::text::Paint;
+use crate::sinks::time::{WallClock, time_of_day};
+use crate::sinks::{names, trace};
+use anyhow::Context;
+use std::ops::ControlFlow;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  why502 trace --signal TERM,QUIT,KILL
+  why502 trace --port 80,9000 --kind tcp-state,reset-sent
+  why502 trace --comm nginx -o json | jq .
+
+An event is printed when it fits every given option. Several values of one option, by commas or
+by repeating it, are alternatives.";
+
+/// Print the events that the kernel reports
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    #[command(flatten)]
+    filter: Filter,
+    /// Also signals that neither end a process nor tell a server to stop: SIGCHLD, SIGALRM ...
+    #[arg(long)]
+    all_signals: bool,
+    /// End by itself after this time: 90s, 5m, 1h
+    #[arg(long, value_name = "TIME", value_parser = super::record::duration)]
+    duration: Option<Duration>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+#[derive(Debug, Default, clap::Args)]
+#[command(next_help_heading = "Filters")]
+struct Filter {
+    /// Container id, from its start
+    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    container: Vec<String>,
+    /// Pod uid
+    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    pod: Vec<String>,
+    /// Name of a process of the event, as in /proc/PID/comm
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    comm: Vec<String>,
+    /// Pid of a process of the event, as the host sees it
+    #[arg(long, value_name = "PID", value_delimiter = ',')]
+    pid: Vec<u32>,
+    /// Signals and exits by this signal: TERM, SIGTERM or 15
+    #[arg(long, value_name = "SIGNAL", value_delimiter = ',', value_parser = signal)]
+    signal: Vec<u32>,
+    /// Local or remote TCP port
+    #[arg(long, value_name = "PORT", value_delimiter = ',')]
+    port: Vec<u16>,
+    /// Kind of event
+    #[arg(long, value_name = "KIND", value_delimiter = ',', value_parser = clap::builder::PossibleValuesParser::new(names::KINDS))]
+    kind: Vec<String>,
+}
+
+fn signal(text: &str) -> Result<u32, String> {
+    names::signal_number(text).ok_or_else(|| format!("{text:?} is no signal"))
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::host::refuse()?;
+    let paint = args.output.paint();
+    let lines = Queue::new(std::io::stdout(), queue::LINES).context("cannot start the writing thread")?;
+    let mut tracer = Tracer { args: &args, paint, clock: WallClock::default(), host_pidns: 0 };
+    let wish = Wish { all_signals: args.all_signals, duration: args.duration };
+    let mut summary = live::run(wish, |input, _| {
+        if let Some(line) = tracer.input(input)? {
+            lines.push(line);
+        }
+        Ok(if lines.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    summary.lost("stdout", "slow-reader", lines.dropped());
+    let written = lines.finish(PATIENCE);
+    live::report(&summary, false);
+    written.context("cannot write to stdout")?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Inputs to lines.
+struct Tracer<'a> {
+    args: &'a Args,
+    paint: Paint,
+    clock: WallClock,
+    host_pidns: u32,
+}
+
+impl Tracer<'_> {
+    fn input(&mut self, input: &Input) -> anyhow::Result<Option<String>> {
+        match input {
+            Input::Started(started) => self.host_pidns = started.host_pidns,
+            Input::Clock { at, wall_ns } => self.clock.sample(*at, *wall_ns),
+            Input::Event(event) if self.args.filter.fits(event) => return self.line(event).map(Some),
+            _ => {}
+        }
+        Ok(None)
+    }
+
+    fn line(&self, event: &Event) -> anyhow::Result<String> {
+        let at = self.clock.rfc3339(event.at);
+        if self.args.output.json() {
+            let mut line = EventLine::new(event);
+            line.at = at;
+            return Ok(line.to_json()?);
+        }
+        let time = at.as_deref().map_or_else(|| since_boot(event.at), |at| time_of_day(at).to_string());
+        let context = trace::Context { time: &time, host_pidns: self.host_pidns, place: "", paint: self.paint };
+        Ok(trace::line(event, context))
+    }
+}
+
+/// As dmesg prints it: `[12345.678901]`.
+fn since_boot(at: BootNs) -> String {
+    format!("[{}.{:06}]", at / 1_000_000_000, at / 1000 % 1_000_000)
+}
+
+impl Filter {
+    fn fits(&self, event: &Event) -> bool {
+        let tasks = tasks(&event.kind);
+        any(&self.kind, |kind| kind == names::kind(&event.kind))
+            && any(&self.comm, |comm| tasks.iter().any(|task| task.comm == *comm))
+            && any(&self.pid, |pid| tasks.iter().any(|task| task.tgid == *pid || task.pid == *pid))
+            && any(&self.signal, |signal| signal_of(&event.kind) == Some(*signal))
+            && any(&self.port, |port| {
+                tuple(&event.kind).is_some_and(|t| t.local_port == *port || t.remote_port == *port)
+            })
+    }
+}
+
+/// An option that was not given fits everything.
+fn any<T>(wanted: &[T], fits: impl Fn(&T) -> bool) -> bool {
+    wanted.is_empty() || wanted.iter().any(fits)
+}
+
+/// The tasks that an event is about. The task of a reset in answer to a packet is whoever was interrupted.
+fn tasks(kind: &EventKind) -> Vec<&Task> {
+    match kind {
+        EventKind::SignalGenerated(s) => vec![&s.target, &s.sender],
+        EventKind::SignalDelivered(s) => vec![&s.task],
+        EventKind::Forked { parent, child } => vec![parent, child],
+        EventKind::Execed(e) => vec![&e.task],
+        EventKind::Exited { task, .. } | EventKind::OomVictim { task } => vec![task],
+        EventKind::TcpState(s) => vec![&s.task],
+        EventKind::ResetSent(r) if r.active => vec![&r.task],
+        EventKind::ResetSent(_) | EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => Vec::new(),
+    }
+}
+
+fn tuple(kind: &EventKind) -> Option<&Tuple> {
+    match kind {
+        EventKind::TcpState(s) => Some(&s.tuple),
+        EventKind::ResetSent(r) => Some(&r.tuple),
+        EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => Some(&n.tuple),
+        _ => None,
+    }
+}
+
+fn signal_of(kind: &EventKind) -> Option<u32> {
+    match kind {
+        EventKind::SignalGenerated(s) => Some(s.signal),
+        EventKind::SignalDelivered(s) => Some(s.signal),
+        EventKind::Exited { code, .. } => Some(code & 0x7f).filter(|signal| *signal != 0),
+        _ => None,
+    }
+}

@@ -1,0 +1,67 @@
+//! `why502 watch`: incidents when they are final, stops at their end.
+
+use super::judge::{Judge, is_blamed};
+use super::live::{self, Wish};
+use super::output::OutputArgs;
+use super::record::RecordingFile;
+use crate::sinks::queue::{self, Queue};
+use anyhow::Context;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  why502 watch
+  why502 watch -o json | jq -r '[.at, .cause, .summary] | @tsv'
+  why502 watch --record today.rec       also keep the inputs, for `why502 explain`
+
+It prints `ready` on stderr once every lost request is seen. Ctrl-C ends it with a summary.";
+
+/// How long a slow reader of stdout is waited for at the end.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Explain lost requests as they happen
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {
+    /// Also print what is not the server's doing: client aborts, edge timeouts, resets by the requester
+    #[arg(long)]
+    all: bool,
+    /// Also write a recording
+    #[arg(long, value_name = "FILE")]
+    record: Option<PathBuf>,
+    /// End by itself after this time: 90s, 5m, 1h
+    #[arg(long, value_name = "TIME", value_parser = super::record::duration)]
+    duration: Option<Duration>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    super::host::refuse()?;
+    let mut recording = args.record.as_deref().map(RecordingFile::create).transpose()?;
+    let paint = args.output.paint();
+    let lines = Queue::new(std::io::stdout(), queue::LINES).context("cannot start the writing thread")?;
+    let mut judge = Judge::new();
+    let wish = Wish { all_signals: false, duration: args.duration };
+    let mut summary = live::run(wish, |input, summary| {
+        if let Some(recording) = &mut recording {
+            recording.write(input);
+        }
+        for output in judge.feed(input) {
+            summary.output(&output);
+            if args.all || is_blamed(&output) {
+                lines.push(args.output.render(&output, paint)?);
+            }
+        }
+        Ok(if lines.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    })?;
+    summary.lost("stdout", "slow-reader", lines.dropped());
+    let written = lines.finish(PATIENCE);
+    live::report(&summary, true);
+    written.context("cannot write to stdout")?;
+    let complete = recording.is_none_or(RecordingFile::finish);
+    Ok(if complete { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
