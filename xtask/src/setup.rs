@@ -236,7 +236,7 @@ fn linker(llvm: u32, installed: &mut usize) -> Result<()> {
     *installed += 1;
     let prefix = llvm_prefix(llvm, installed)?;
     let mut cmd = sh::cargo();
-    cmd.args(["install", "bpf-linker", "--version", "0.13", "--locked", "--force", "--no-default-features"]);
+    cmd.args(["install", "bpf-linker", "--version", "^0.13", "--locked", "--force", "--no-default-features"]);
     cmd.arg("--features").arg(format!("llvm-{llvm}")).env("LLVM_PREFIX", &prefix).env_remove("CARGO_TARGET_DIR");
     installing("bpf-linker", format_args!("LLVM_PREFIX={} {} (3 to 4 minutes)", prefix.display(), sh::show(&cmd)));
     sh::run(&mut cmd)?;
