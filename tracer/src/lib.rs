@@ -8,5 +8,10 @@
 //! Everything after decode is a pure function of one sequence of [`model::Input`]s.
 
 pub mod cli;
+pub mod identity;
 pub mod model;
 pub mod sinks;
+pub mod kernel;
+pub mod ring;
+pub mod probes;
+pub mod sources;

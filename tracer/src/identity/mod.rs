@@ -1,0 +1,31 @@
+//! Who an event belongs to: process, role, container, pod, listener.
+//!
+//! Pure: fed with the one input sequence, no clock, no I/O, ordered collections only, so that a replay says the same.
+//! Names are frozen at first sight and outlive their owner ([`KEEP_NS`]), memory is bounded whatever a container does.
+//!
+//! - [`container`]: container, runtime and pod from a cgroup path
+//! - [`Cgroups`]: cgroup id → container
+//! - [`Process`], [`Role`]: what is known of a process, and what it is
+//! - [`Listeners`]: who listens where, and since when no more
+//! - [`Table`]: all of it, and the only thing that is fed
+
+mod cgroups;
+pub mod container;
+mod listeners;
+mod process;
+mod retention;
+mod role;
+mod table;
+
+pub use cgroups::{CgroupState, Cgroups, ContainerInfo, Place};
+pub use container::{ContainerRef, Qos, Runtime};
+pub use listeners::{ListenState, Listeners, Owner, SocketClose};
+pub use process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
+pub use role::{Role, RoleInfo, is_notable};
+pub use table::{Limits, ServerInfo, ServerKind, Table};
+
+use crate::model::BootNs;
+
+/// How long, in event time, a dead process, a closed listener and an unused cgroup stay known: longer than any window
+/// in which a verdict may still be open.
+pub const KEEP_NS: BootNs = 120 * 1_000_000_000;

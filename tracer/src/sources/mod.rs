@@ -1,0 +1,5 @@
+//! Adapters that read the outside world: /proc, the cgroup trees. Every reader takes the root directory (`/`), so that
+//! fixtures can feed it and a pod can use a host mount; what they find becomes facts of the input sequence.
+
+pub mod cgroups;
+pub mod procfs;

@@ -1,0 +1,237 @@
+//! The start-up scan of /proc: processes and listening sockets that are older than the probes, and the look-up of one
+//! process later.
+
+use super::cgroups::Trees;
+use crate::model::input::{Hierarchy, ListenerFact, ProcessFact};
+use crate::model::{BootNs, ProcKey};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+mod parse;
+#[cfg(test)]
+mod tests;
+
+/// Read at most this much of a file of /proc: more than the kernel gives of those read here, and a fixture or a hostile
+/// mount ends somewhere.
+const FILE_MAX: u64 = 1 << 20;
+/// Socket tables grow with connections.
+const TABLE_MAX: u64 = 256 << 20;
+
+/// What a scan found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// By pid.
+    pub processes: Vec<ProcessFact>,
+    /// By namespace, address and inode.
+    pub listeners: Vec<ListenerFact>,
+    /// Processes that are there but would not be read, or only in part: rights are missing.
+    pub unreadable: u32,
+}
+
+/// Reads all processes and all listening TCP sockets of all their network namespaces. `at` is now (CLOCK_BOOTTIME, ns);
+/// each fact carries `at` plus the time that the scan had taken: a process when its reading began, a listener when its
+/// table had been read. Processes that vanish meanwhile are left out. Fails only when /proc itself cannot be listed.
+pub fn scan(root: &Path, at: BootNs) -> io::Result<Scan> {
+    let clock = Clock { at, started: Instant::now() };
+    let proc = root.join("proc");
+    let mut reader = Reader::new(root);
+    let mut scan = Scan::default();
+    let mut pids: Vec<u32> = Vec::new();
+    for entry in fs::read_dir(&proc).map_err(|e| named(&proc, &e))? {
+        // A directory that shrinks while it is read is no failure.
+        let Ok(entry) = entry else { continue };
+        pids.extend(entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()));
+    }
+    pids.sort_unstable();
+    for pid in pids {
+        match reader.process(pid, clock.now()) {
+            Ok(Some((fact, whole))) => {
+                scan.unreadable += u32::from(!whole);
+                scan.processes.push(fact);
+            }
+            Ok(None) => {}
+            Err(_) => scan.unreadable += 1,
+        }
+    }
+    scan.listeners = listeners(&proc, &scan.processes, &clock);
+    Ok(scan)
+}
+
+/// One process as it is now; `NotFound` when it is gone (a zombie is gone).
+pub fn read_process(root: &Path, pid: u32, at: BootNs) -> io::Result<ProcessFact> {
+    let gone = || io::Error::new(io::ErrorKind::NotFound, format!("process {pid} is gone"));
+    Reader::new(root).process(pid, at)?.map(|(fact, _)| fact).ok_or_else(gone)
+}
+
+struct Clock {
+    at: BootNs,
+    started: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> BootNs {
+        self.at.saturating_add(u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+struct Reader {
+    proc: PathBuf,
+    trees: Trees,
+    /// Many processes share a cgroup.
+    ids: BTreeMap<(Hierarchy, String), u64>,
+}
+
+impl Reader {
+    fn new(root: &Path) -> Self {
+        Reader { proc: root.join("proc"), trees: Trees::find(root), ids: BTreeMap::new() }
+    }
+
+    /// With whether everything could be read. `None`: gone.
+    fn process(&mut self, pid: u32, at: BootNs) -> io::Result<Option<(ProcessFact, bool)>> {
+        let dir = self.proc.join(pid.to_string());
+        let path = dir.join("stat");
+        let stat = match read(&path, FILE_MAX) {
+            Ok(bytes) => match parse::stat(&bytes) {
+                Some(stat) => stat,
+                None => return Err(named(&path, &io::Error::from(io::ErrorKind::InvalidData))),
+            },
+            Err(e) if is_gone(&e) => return Ok(None),
+            Err(e) => return Err(named(&path, &e)),
+        };
+        // A leader that ended before its threads looks dead and is not.
+        if matches!(stat.state, b'Z' | b'X' | b'x') && stat.threads <= 1 {
+            return Ok(None);
+        }
+        let mut whole = true;
+        let mut text = |name: &str| match read(&dir.join(name), FILE_MAX) {
+            Ok(bytes) => bytes,
+            Err(e) => {
+                whole &= is_gone(&e);
+                Vec::new()
+            }
+        };
+        let status = parse::status(&text("status"));
+        let argv = parse::cmdline(&text("cmdline"));
+        let (v2, v1) = parse::cgroup(&text("cgroup"), self.trees.v1_controller());
+        let mut link = |name: &str| match fs::read_link(dir.join(name)) {
+            Ok(target) => target.to_string_lossy().into_owned(),
+            // Kernel threads have no program.
+            Err(e) => {
+                whole &= is_gone(&e);
+                String::new()
+            }
+        };
+        let exe = link("exe");
+        let mut namespace = |kind: &str| {
+            let id = parse::bracketed(&link(&format!("ns/{kind}")), kind);
+            id.and_then(|id| u32::try_from(id).ok()).unwrap_or(0)
+        };
+        let (pidns, netns) = (namespace("pid"), namespace("net"));
+        let fact = ProcessFact {
+            at,
+            key: ProcKey { tgid: pid, start_ticks: stat.start_ticks },
+            ppid: stat.ppid,
+            ns_pid: status.ns_pid,
+            pidns,
+            netns,
+            uid: status.uid,
+            comm: stat.comm,
+            exe,
+            argv,
+            cgroup: self.cgroup(Hierarchy::V2, v2),
+            cgroup_v1: self.cgroup(Hierarchy::V1, v1),
+            sig_ign: status.sig_ign,
+            sig_cgt: status.sig_cgt,
+        };
+        Ok(Some((fact, whole)))
+    }
+
+    fn cgroup(&mut self, hierarchy: Hierarchy, seen: Option<String>) -> u64 {
+        let Some(seen) = seen else { return 0 };
+        let trees = &self.trees;
+        let key = (hierarchy, seen);
+        if let Some(id) = self.ids.get(&key) {
+            return *id;
+        }
+        let id = trees.id_of(hierarchy, &key.1).unwrap_or(0);
+        self.ids.insert(key, id);
+        id
+    }
+}
+
+fn listeners(proc: &Path, processes: &[ProcessFact], clock: &Clock) -> Vec<ListenerFact> {
+    let mut namespaces: BTreeMap<u32, Vec<ProcKey>> = BTreeMap::new();
+    for p in processes.iter().filter(|p| p.netns != 0) {
+        namespaces.entry(p.netns).or_default().push(p.key);
+    }
+    let mut found = Vec::new();
+    for (netns, members) in namespaces {
+        // The first that still lives speaks for its namespace.
+        let Some((at, table)) = members.iter().find_map(|p| {
+            let table = table(proc, p.tgid)?;
+            Some((clock.now(), table))
+        }) else {
+            continue;
+        };
+        if table.is_empty() {
+            continue;
+        }
+        let inodes: BTreeSet<u64> = table.iter().map(|(_, _, inode)| *inode).collect();
+        let holders = holders(proc, &members, &inodes);
+        found.extend(table.into_iter().map(|(ip, port, inode)| {
+            let holders = holders.get(&inode).cloned().unwrap_or_default();
+            ListenerFact { at, netns, ip, port, inode, holders }
+        }));
+    }
+    found
+}
+
+/// Listening sockets in a process's network namespace, ordered; `None` when it is gone.
+fn table(proc: &Path, pid: u32) -> Option<BTreeSet<(IpAddr, u16, u64)>> {
+    let net = proc.join(pid.to_string()).join("net");
+    let tcp = read(&net.join("tcp"), TABLE_MAX).ok()?;
+    // Without IPv6 there is no tcp6.
+    let tcp6 = read(&net.join("tcp6"), TABLE_MAX).unwrap_or_default();
+    let mut all = BTreeSet::new();
+    for bytes in [tcp, tcp6] {
+        all.extend(parse::listeners(&String::from_utf8_lossy(&bytes)));
+    }
+    Some(all)
+}
+
+fn holders(proc: &Path, members: &[ProcKey], inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<ProcKey>> {
+    let mut holders: BTreeMap<u64, Vec<ProcKey>> = BTreeMap::new();
+    for key in members {
+        let Ok(entries) = fs::read_dir(proc.join(key.tgid.to_string()).join("fd")) else { continue };
+        for entry in entries.flatten() {
+            let Ok(target) = fs::read_link(entry.path()) else { continue };
+            let inode = target.to_str().and_then(|t| parse::bracketed(t, "socket"));
+            if let Some(inode) = inode.filter(|i| inodes.contains(i)) {
+                let of = holders.entry(inode).or_default();
+                if of.last() != Some(key) {
+                    of.push(*key);
+                }
+            }
+        }
+    }
+    holders
+}
+
+fn read(path: &Path, max: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(max).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// ESRCH comes from files that were open, or are opened, while the process went.
+fn is_gone(e: &io::Error) -> bool {
+    e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error())
+}
+
+fn named(path: &Path, e: &io::Error) -> io::Error {
+    io::Error::new(e.kind(), format!("cannot read {}: {e}", path.display()))
+}
