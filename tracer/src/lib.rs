@@ -9,6 +9,8 @@
 
 pub mod cli;
 pub mod identity;
+pub mod correlate;
+pub mod explain;
 pub mod model;
 pub mod sinks;
 pub mod kernel;

@@ -4,6 +4,7 @@ pub mod event;
 pub mod incident;
 pub mod input;
 pub mod output;
+pub mod time;
 
 pub use event::{BootNs, Event, EventId, EventKind, ProcKey, Task, Tuple};
 pub use incident::{Cause, Incident, Level, Mechanism, Outcome, Stop, Trigger};

@@ -1,0 +1,195 @@
+//! Events → lost requests.
+
+use super::answer::{self, Closer};
+use super::history::History;
+use super::lost::{Actor, Evidence, ListenerClosed, Lost};
+use crate::identity::{ListenState, Role, Table};
+use crate::model::event::{
+    BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, tcp, tcp_flags,
+};
+use crate::model::incident::{Mechanism, Outcome};
+
+/// Shortest thing that can be an HTTP request: "GET / HTTP/1.0\r\n\r\n" has 18 bytes. Below it are HTTP/2's SETTINGS ack
+/// (9), WINDOW_UPDATE (13) and GOAWAY (17), which come after many orderly closes.
+const SHORTEST_REQUEST: u32 = 18;
+/// On TLS ports: a close_notify alert has up to 69 bytes (CBC with SHA-384), a request record more.
+const SHORTEST_TLS_REQUEST: u32 = 80;
+/// A half-open connection outlives its listener's close by a handshake: retransmitted SYN-ACKs included, a few seconds.
+const HANDSHAKE_NS: u64 = 3_000_000_000;
+
+/// Ports where TLS is expected. The kernel cannot see it, and TLS lets the client speak last on idle connections.
+pub fn tls_port(port: u16) -> bool {
+    matches!(port, 443 | 6443 | 8443 | 9443)
+}
+
+/// What this event shows to be lost, if anything. Accounts for it in `history`, so that the consequences of one loss
+/// (a reset after the close) are not taken for another.
+pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u32>) -> Option<Lost> {
+    let lost = match &event.kind {
+        EventKind::TcpState(s) if s.oldstate == tcp::ESTABLISHED && s.side == Side::Server => {
+            closed(event, s, table, hz)
+        }
+        EventKind::ResetSent(r) if !r.active => reset(event, r, table, history),
+        _ => None,
+    }?;
+    if lost.mechanism != Mechanism::Refused {
+        history.account(lost.at, &lost.tuple, lost.event);
+    }
+    Some(lost)
+}
+
+fn closed(event: &Event, s: &TcpState, table: &Table, hz: Option<u32>) -> Option<Lost> {
+    let closer = answer::closer(s);
+    // In softirq `current` is whoever was interrupted.
+    let in_process = matches!(closer, Closer::Local | Closer::AcceptQueue);
+    let actor = in_process.then(|| Actor { key: s.task.key(), task: Some(s.task.clone()), exiting: s.task.exiting() });
+    let owner = actor.as_ref().map(|a| a.key).or_else(|| listener_owner(table, event.at, s));
+    let http = !owner.is_some_and(|key| php_fpm(table, &key));
+    let clause = answer::unanswered(s, http)?;
+    let queued = closer == Closer::AcceptQueue;
+    Some(Lost {
+        event: event.id,
+        at: event.at,
+        tuple: s.tuple,
+        outcome: if queued { Outcome::Refused } else { Outcome::Unanswered },
+        mechanism: if queued { Mechanism::ResetInAcceptQueue } else { Mechanism::ClosedInFlight },
+        server: actor.or(owner.map(|key| Actor { key, task: None, exiting: false })),
+        sk_cgroup: s.sk_cgroup,
+        bytes_sent: s.bytes_sent,
+        age_ms: answer::age_ms(s, hz),
+        evidence: Evidence::Close { state: Box::new(s.clone()), clause, closer },
+    })
+}
+
+/// The process behind the listener of a connection that somebody else closed.
+fn listener_owner(table: &Table, at: BootNs, s: &TcpState) -> Option<ProcKey> {
+    table.server_at(s.tuple.netns, s.tuple.local_ip, s.tuple.local_port, at).and_then(|i| i.process)
+}
+
+fn reset(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Option<Lost> {
+    let listening = table.listeners().state_at(r.tuple.netns, r.tuple.local_ip, r.tuple.local_port, event.at);
+    if r.in_flags & tcp_flags::RST != 0 {
+        return None;
+    }
+    if r.in_flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
+        return refused(event, r, &listening, table, history);
+    }
+    // Only the server's port counts: a client's TIME_WAIT is reset as well, in answer to a server that wrote too late.
+    if !r.port_known || matches!(listening, ListenState::NeverSeen) && r.digest.is_none() {
+        return None;
+    }
+    if let Some(digest) = &r.digest {
+        return late_data(event, r, digest, history);
+    }
+    if r.in_len >= shortest(r) && r.socket == ResetSocket::TimeWait {
+        // The digest was thrown out of the kernel's table: the close was seen, its circumstances are gone.
+        return late(event, r, None, None);
+    }
+    handshake(event, r, &listening, history)
+}
+
+fn shortest(r: &ResetSent) -> u32 {
+    if tls_port(r.tuple.local_port) { SHORTEST_TLS_REQUEST } else { SHORTEST_REQUEST }
+}
+
+fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table, history: &History) -> Option<Lost> {
+    let closed = match listening {
+        // Scans, and probes before the server is up: nobody promised to answer there.
+        ListenState::NeverSeen => return None,
+        ListenState::Listening { .. } => None,
+        ListenState::Closed { .. } => listener_closed(listening, history),
+    };
+    let key = closed.as_ref().map(|c| c.task.key());
+    let sk_cgroup = closed.as_ref().map_or(0, |c| c.task.cgroup);
+    let owner = table.server_at(r.tuple.netns, r.tuple.local_ip, r.tuple.local_port, event.at);
+    Some(Lost {
+        event: event.id,
+        at: event.at,
+        tuple: r.tuple,
+        outcome: Outcome::Refused,
+        mechanism: Mechanism::Refused,
+        server: match (&closed, key) {
+            (Some(c), Some(key)) => Some(Actor { key, task: Some(c.task.clone()), exiting: c.task.exiting() }),
+            _ => owner.and_then(|o| o.process).map(|key| Actor { key, task: None, exiting: false }),
+        },
+        sk_cgroup,
+        bytes_sent: 0,
+        age_ms: None,
+        evidence: Evidence::Refused { reset: Box::new(r.clone()), closed },
+    })
+}
+
+fn late_data(event: &Event, r: &ResetSent, digest: &Digest, history: &History) -> Option<Lost> {
+    // A lingering close expects the rest of what it answered early; that is no new request.
+    if digest.half_closed || r.in_len < shortest(r) {
+        return None;
+    }
+    // The close itself was the loss, or an earlier segment of the same request already showed it.
+    if let Some((at, _)) = history.accounted_at(&r.tuple)
+        && at >= digest.at
+    {
+        return None;
+    }
+    // What was received and never answered before the close is not this request but one that the close cut.
+    if digest.bytes_received > 0 && digest.bytes_sent == 0 {
+        return None;
+    }
+    late(event, r, Some(digest), Some(digest.at))
+}
+
+fn late(event: &Event, r: &ResetSent, digest: Option<&Digest>, closed_at: Option<BootNs>) -> Option<Lost> {
+    Some(Lost {
+        event: event.id,
+        at: event.at,
+        tuple: r.tuple,
+        outcome: Outcome::Unanswered,
+        mechanism: Mechanism::DataAfterClose,
+        server: digest.map(|d| Actor {
+            key: ProcKey { tgid: d.tgid, start_ticks: d.start_ns / TICK_NS },
+            task: None,
+            exiting: d.flags & crate::model::Task::PF_EXITING != 0,
+        }),
+        sk_cgroup: digest.map_or(r.sk_cgroup, |d| d.sk_cgroup),
+        bytes_sent: digest.map_or(0, |d| d.bytes_sent),
+        age_ms: None,
+        evidence: Evidence::LateData { reset: Box::new(r.clone()), closed_at },
+    })
+}
+
+fn handshake(event: &Event, r: &ResetSent, listening: &ListenState, history: &History) -> Option<Lost> {
+    if r.socket != ResetSocket::None || r.in_flags & tcp_flags::FIN != 0 && r.in_len == 0 {
+        return None;
+    }
+    let closed = listener_closed(listening, history)?;
+    if event.at.saturating_sub(closed.at) > HANDSHAKE_NS {
+        return None;
+    }
+    // Its socket was dropped from the accept queue, or the same client was refused already: one loss, one incident.
+    if let Some((at, _)) = history.accounted_at(&r.tuple)
+        && event.at.saturating_sub(at) < HANDSHAKE_NS
+    {
+        return None;
+    }
+    Some(Lost {
+        event: event.id,
+        at: event.at,
+        tuple: r.tuple,
+        outcome: Outcome::Refused,
+        mechanism: Mechanism::HandshakeLost,
+        server: Some(Actor { key: closed.task.key(), task: Some(closed.task.clone()), exiting: closed.task.exiting() }),
+        sk_cgroup: closed.task.cgroup,
+        bytes_sent: 0,
+        age_ms: None,
+        evidence: Evidence::Handshake { reset: Box::new(r.clone()), closed },
+    })
+}
+
+fn php_fpm(table: &Table, key: &ProcKey) -> bool {
+    matches!(table.role(key).role, Role::PhpFpmMaster | Role::PhpFpmChild)
+}
+
+/// The close that ended the listening, when its event is still known.
+fn listener_closed(state: &ListenState, history: &History) -> Option<ListenerClosed> {
+    let ListenState::Closed { event: Some(event), at, .. } = state else { return None };
+    Some(ListenerClosed { event: *event, at: *at, task: history.listener_closer(*event)?.clone() })
+}

@@ -1,0 +1,247 @@
+//! What happened lately, indexed for the rules: signals, exits, losses, and which connections are already accounted for.
+//! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
+
+use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SignalGenerated, Task, Tuple};
+use crate::model::input::LossKind;
+use std::collections::{BTreeMap, VecDeque};
+
+/// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
+pub const KEEP_NS: u64 = 120_000_000_000;
+const MAX_ENTRIES: usize = 65_536;
+/// Signals kept per target: the first ones and the last ones of a flood.
+const MAX_SIGNALS: usize = 64;
+/// Targets whose signals are kept.
+const MAX_TARGETS: usize = 16_384;
+
+/// Signal numbers of x86-64 and arm64 (include/uapi/asm-generic/signal.h).
+pub mod sig {
+    pub const HUP: u32 = 1;
+    pub const INT: u32 = 2;
+    pub const QUIT: u32 = 3;
+    pub const ILL: u32 = 4;
+    pub const ABRT: u32 = 6;
+    pub const BUS: u32 = 7;
+    pub const FPE: u32 = 8;
+    pub const KILL: u32 = 9;
+    pub const USR1: u32 = 10;
+    pub const SEGV: u32 = 11;
+    pub const USR2: u32 = 12;
+    pub const PIPE: u32 = 13;
+    pub const TERM: u32 = 15;
+    pub const WINCH: u32 = 28;
+
+    const NAMES: [&str; 32] = [
+        "0", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
+        "TERM", "STKFLT", "CHLD", "CONT", "STOP", "TSTP", "TTIN", "TTOU", "URG", "XCPU", "XFSZ", "VTALRM", "PROF",
+        "WINCH", "IO", "PWR", "SYS",
+    ];
+
+    /// `SIGTERM`, `SIGRTMIN+2`, as people write it.
+    pub fn name(sig: u32) -> String {
+        match sig {
+            1..=31 => format!("SIG{}", NAMES[sig as usize]),
+            32..=64 => format!("SIGRT{sig}"),
+            other => format!("signal {other}"),
+        }
+    }
+
+    /// One that asks a server to end.
+    pub fn stops(sig: u32) -> bool {
+        matches!(sig, TERM | INT | QUIT | KILL)
+    }
+}
+
+/// A signal that was generated.
+#[derive(Clone, Debug)]
+pub struct Signal {
+    pub event: EventId,
+    pub at: BootNs,
+    pub what: SignalGenerated,
+}
+
+impl Signal {
+    /// It reached the target: not ignored, not lost. Already pending means that an earlier one will be delivered.
+    pub fn effective(&self) -> bool {
+        self.what.result != 1
+    }
+    /// Sent by the target to itself: php-fpm's children do that on their way out.
+    pub fn to_itself(&self) -> bool {
+        self.what.sender.tgid == self.what.target.tgid
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct ExitFact {
+    pub event: EventId,
+    pub at: BootNs,
+    pub code: u32,
+    pub task: Task,
+}
+
+/// A loss of records, by hook.
+#[derive(Clone, Debug)]
+pub struct LossWindow {
+    pub from: BootNs,
+    pub to: BootNs,
+    pub hook: String,
+    pub kind: LossKind,
+    pub count: u64,
+}
+
+/// Time-ordered entries with a key; the oldest go first.
+#[derive(Debug)]
+struct Recent<K: Ord + Clone, V> {
+    map: BTreeMap<K, (BootNs, V)>,
+    order: VecDeque<(BootNs, K)>,
+}
+
+impl<K: Ord + Clone, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Recent { map: BTreeMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Ord + Clone, V> Recent<K, V> {
+    /// Returns how many were thrown out before their time.
+    fn insert(&mut self, at: BootNs, key: K, value: V) -> u64 {
+        self.map.insert(key.clone(), (at, value));
+        self.order.push_back((at, key));
+        let mut early = 0;
+        while let Some((t, _)) = self.order.front() {
+            let old = t.saturating_add(KEEP_NS) < at;
+            if !old && self.order.len() <= MAX_ENTRIES {
+                break;
+            }
+            early += u64::from(!old);
+            if let Some((t, key)) = self.order.pop_front() {
+                // A newer entry of the same key stays.
+                if self.map.get(&key).is_some_and(|(at, _)| *at == t) {
+                    self.map.remove(&key);
+                }
+            }
+        }
+        early
+    }
+
+    fn get(&self, key: &K) -> Option<&(BootNs, V)> {
+        self.map.get(key)
+    }
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct History {
+    signals: BTreeMap<ProcKey, Vec<Signal>>,
+    signal_targets: VecDeque<ProcKey>,
+    exits: Recent<ProcKey, ExitFact>,
+    accounted: Recent<Tuple, EventId>,
+    resets: Recent<Tuple, (EventId, ResetSent)>,
+    listener_closes: Recent<EventId, Task>,
+    /// Connections that the peer ended while a request was open, by the master of the server that waited.
+    left: Recent<ProcKey, EventId>,
+    gave_up: Recent<(std::net::IpAddr, u16, std::net::IpAddr, u16), (EventId, Task)>,
+    losses: VecDeque<LossWindow>,
+    evicted: u64,
+}
+
+impl History {
+    pub fn signal(&mut self, event: EventId, at: BootNs, what: &SignalGenerated) {
+        let key = what.target.key();
+        if !self.signals.contains_key(&key) {
+            self.signal_targets.push_back(key);
+            if self.signal_targets.len() > MAX_TARGETS
+                && let Some(old) = self.signal_targets.pop_front()
+            {
+                self.signals.remove(&old);
+                self.evicted += 1;
+            }
+        }
+        let list = self.signals.entry(key).or_default();
+        if list.len() >= MAX_SIGNALS {
+            // Stop signals are what the rules ask for: a flood of others must not push them out.
+            let victim = list.iter().rposition(|s| !sig::stops(s.what.signal)).unwrap_or(MAX_SIGNALS / 2);
+            list.remove(victim);
+            self.evicted += 1;
+        }
+        list.push(Signal { event, at, what: what.clone() });
+    }
+
+    pub fn exit(&mut self, event: EventId, at: BootNs, task: &Task, code: u32) {
+        self.evicted += self.exits.insert(at, task.key(), ExitFact { event, at, code, task: task.clone() });
+    }
+
+    pub fn reset_sent(&mut self, event: EventId, at: BootNs, reset: &ResetSent) {
+        self.evicted += self.resets.insert(at, reset.tuple, (event, reset.clone()));
+    }
+
+    /// The requesting end of a connection closed it while waiting; `ends` as the server sees them.
+    pub fn requester_gave_up(&mut self, event: EventId, at: BootNs, tuple: &Tuple, task: &Task) {
+        self.evicted += self.gave_up.insert(at, tuple.flipped(), (event, task.clone()));
+    }
+
+    pub fn listener_closed(&mut self, event: EventId, at: BootNs, task: &Task) {
+        self.evicted += self.listener_closes.insert(at, event, task.clone());
+    }
+
+    /// A client of this server went away while it waited.
+    pub fn client_left(&mut self, event: EventId, at: BootNs, server: ProcKey) {
+        self.evicted += self.left.insert(at, server, event);
+    }
+
+    /// This connection's request is accounted for: a later reset of it is a consequence.
+    pub fn account(&mut self, at: BootNs, tuple: &Tuple, event: EventId) {
+        self.evicted += self.accounted.insert(at, *tuple, event);
+    }
+
+    /// The last loss that was found on this connection, and when.
+    pub fn accounted_at(&self, tuple: &Tuple) -> Option<(BootNs, EventId)> {
+        self.accounted.get(tuple).copied()
+    }
+
+    pub fn loss(&mut self, loss: LossWindow) {
+        if self.losses.len() >= 1024 {
+            self.losses.pop_front();
+        }
+        self.losses.push_back(loss);
+    }
+
+    /// Signals generated for a process, oldest first.
+    pub fn signals_to(&self, key: &ProcKey) -> &[Signal] {
+        self.signals.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// The task that closed a listener.
+    pub fn listener_closer(&self, event: EventId) -> Option<&Task> {
+        self.listener_closes.get(&event).map(|(_, task)| task)
+    }
+
+    /// When a client of this server last went away while it waited.
+    pub fn last_client_left(&self, server: &ProcKey) -> Option<(BootNs, EventId)> {
+        self.left.get(server).copied()
+    }
+
+    pub fn exit_of(&self, key: &ProcKey) -> Option<&ExitFact> {
+        self.exits.get(key).map(|(_, e)| e)
+    }
+
+    /// The last reset that the local side of this connection sent at or after `since`.
+    pub fn reset_of(&self, tuple: &Tuple, since: BootNs) -> Option<(EventId, BootNs, &ResetSent)> {
+        let (at, (event, reset)) = self.resets.get(tuple)?;
+        (*at >= since).then_some((*event, *at, reset))
+    }
+
+    /// Who on this node closed the requesting end, and when.
+    pub fn gave_up(&self, tuple: &Tuple) -> Option<(BootNs, EventId, &Task)> {
+        self.gave_up.get(&tuple.ends()).map(|(at, (event, task))| (*at, *event, task))
+    }
+
+    /// Losses whose time touches `from..=to`.
+    pub fn losses(&self, from: BootNs, to: BootNs) -> impl Iterator<Item = &LossWindow> {
+        self.losses.iter().filter(move |l| l.to >= from && l.from <= to)
+    }
+
+    /// Facts thrown out before their time to keep memory bounded.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}

@@ -1,0 +1,194 @@
+//! The pure core: one sequence of inputs in, final verdicts out. No clock, no I/O, no hash order; a replay says the same
+//! to the byte.
+
+pub mod answer;
+pub mod detect;
+pub mod history;
+pub mod lost;
+mod stops;
+
+use crate::explain::{self, View};
+use crate::identity::{Limits, Table};
+use crate::model::event::{BootNs, Event, EventKind, Side, tcp};
+use crate::model::input::Started;
+use crate::model::time::WallClock;
+use crate::model::{Input, Output};
+use answer::Closer;
+use history::{History, LossWindow};
+use lost::{Evidence, Lost};
+use std::collections::VecDeque;
+use stops::Stops;
+
+/// How long a loss waits for facts that come after it: exits and signals come before, but the requester's side and loss
+/// counters (read four times a second) may come later.
+pub const WINDOW_NS: u64 = 700_000_000;
+/// Losses that may wait at once; beyond it the oldest are decided early.
+const MAX_PENDING: usize = 65_536;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct EngineOptions {
+    /// Also give what is recognised as not the server's doing.
+    pub include_not_the_server: bool,
+}
+
+/// What was decided so far, for the closing summary.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub incidents: u64,
+    /// Recognised as not the server's doing; given only when asked for.
+    pub not_the_server: u64,
+    /// Closes of servers that are neither nginx nor php-fpm, which no rule knows.
+    pub other_servers: u64,
+    /// Facts dropped to keep memory bounded.
+    pub evicted: u64,
+}
+
+/// See the module.
+pub struct Engine {
+    options: EngineOptions,
+    table: Table,
+    history: History,
+    clock: WallClock,
+    started: Option<Started>,
+    ready: Option<BootNs>,
+    hz: Option<u32>,
+    pending: VecDeque<Lost>,
+    stops: Stops,
+    tally: Tally,
+}
+
+impl Engine {
+    pub fn new(options: EngineOptions) -> Self {
+        Engine {
+            options,
+            table: Table::new(Limits::default()),
+            history: History::default(),
+            clock: WallClock::default(),
+            started: None,
+            ready: None,
+            hz: None,
+            pending: VecDeque::new(),
+            stops: Stops::default(),
+            tally: Tally::default(),
+        }
+    }
+
+    /// Takes the next input; gives what became final by it.
+    pub fn feed(&mut self, input: &Input) -> Vec<Output> {
+        self.table.observe(input);
+        let mut out = Vec::new();
+        match input {
+            Input::Started(started) => self.started = Some(started.clone()),
+            Input::Ready { at } => self.ready = Some(*at),
+            Input::Event(event) => self.event(event, &mut out),
+            Input::Clock { at, wall_ns } => self.clock.sample(*at, *wall_ns),
+            Input::Loss(l) => self.history.loss(LossWindow {
+                from: l.from,
+                to: l.to,
+                hook: l.hook.clone(),
+                kind: l.kind,
+                count: l.count,
+            }),
+            Input::Tick { at } => self.advance(*at, &mut out),
+            Input::Stopped { at } => self.finish(*at, &mut out),
+            Input::Process(_) | Input::Listener(_) | Input::Cgroup(_) => {}
+        }
+        out
+    }
+
+    pub fn tally(&self) -> Tally {
+        Tally { evicted: self.history.evicted() + self.table.evicted(), ..self.tally }
+    }
+
+    fn event(&mut self, event: &Event, out: &mut Vec<Output>) {
+        let at = event.at;
+        match &event.kind {
+            EventKind::SignalGenerated(s) => self.history.signal(event.id, at, s),
+            EventKind::Exited { task, code } => self.history.exit(event.id, at, task, *code),
+            EventKind::ResetSent(r) => self.history.reset_sent(event.id, at, r),
+            EventKind::TcpState(s) => {
+                self.hz = self.hz.or_else(|| answer::hz(at, s.jiffies));
+                if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {
+                    self.history.listener_closed(event.id, at, &s.task);
+                }
+                if s.side == Side::Client {
+                    self.history.requester_gave_up(event.id, at, &s.tuple, &s.task);
+                }
+            }
+            _ => {}
+        }
+        self.stops.observe(event, &self.table, &self.history);
+        let Some(lost) = detect::detect(event, &self.table, &mut self.history, self.hz) else { return };
+        if let (Evidence::Close { closer: Closer::PeerFin | Closer::PeerReset, .. }, Some(server)) =
+            (&lost.evidence, &lost.server)
+        {
+            self.history.client_left(lost.event, at, server.key);
+        }
+        self.pending.push_back(lost);
+        if self.pending.len() > MAX_PENDING
+            && let Some(lost) = self.pending.pop_front()
+        {
+            self.decide(&lost, at, out);
+        }
+    }
+
+    fn advance(&mut self, at: BootNs, out: &mut Vec<Output>) {
+        while self.pending.front().is_some_and(|l| l.at + WINDOW_NS <= at) {
+            if let Some(lost) = self.pending.pop_front() {
+                let due = lost.at + WINDOW_NS;
+                self.decide(&lost, due, out);
+            }
+        }
+        let view = View {
+            table: &self.table,
+            history: &self.history,
+            started: self.started.as_ref(),
+            ready: self.ready,
+            clock: &self.clock,
+        };
+        self.stops.advance(at, &view, out);
+    }
+
+    fn finish(&mut self, at: BootNs, out: &mut Vec<Output>) {
+        while let Some(lost) = self.pending.pop_front() {
+            let due = at.min(lost.at + WINDOW_NS);
+            self.decide(&lost, due, out);
+        }
+        let view = View {
+            table: &self.table,
+            history: &self.history,
+            started: self.started.as_ref(),
+            ready: self.ready,
+            clock: &self.clock,
+        };
+        self.stops.finish(at, &view, out);
+    }
+
+    fn decide(&mut self, lost: &Lost, decided_at: BootNs, out: &mut Vec<Output>) {
+        let view = View {
+            table: &self.table,
+            history: &self.history,
+            started: self.started.as_ref(),
+            ready: self.ready,
+            clock: &self.clock,
+        };
+        // Without the protocol of a server no close of it can be read: only nginx and php-fpm are judged.
+        let server = explain::server::of(lost, &view);
+        if server.kind == explain::server::Kind::Other {
+            self.tally.other_servers += 1;
+            return;
+        }
+        let stop = self.stops.of(&server, lost, &view);
+        let incident = explain::explain(lost, &view, decided_at, stop.as_deref());
+        if incident.cause.not_the_server() {
+            self.tally.not_the_server += 1;
+            if !self.options.include_not_the_server {
+                return;
+            }
+        } else {
+            self.tally.incidents += 1;
+            self.stops.count(stop.as_deref(), incident.cause);
+        }
+        out.push(Output::Incident(Box::new(incident)));
+    }
+}

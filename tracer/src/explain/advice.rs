@@ -1,0 +1,116 @@
+//! What to change, as sets: an advice names the others without which it is not enough.
+
+use crate::model::incident::Advice;
+
+/// Time for endpoints to be removed everywhere; what was seen can raise it.
+const ENDPOINT_SECONDS: u64 = 5;
+
+fn advice(id: &str, kind: &str, target: &str, change: &str, needs: &[&str], why: &str) -> Advice {
+    Advice {
+        id: id.into(),
+        kind: kind.into(),
+        target: target.into(),
+        change: change.into(),
+        value: None,
+        unit: None,
+        needs: needs.iter().map(|s| (*s).to_string()).collect(),
+        why: why.into(),
+    }
+}
+
+fn sleep(seen_seconds: u64) -> Advice {
+    let seconds = ENDPOINT_SECONDS.max(seen_seconds + 1);
+    Advice {
+        value: Some(seconds),
+        unit: Some("s".into()),
+        ..advice(
+            "prestop-sleep",
+            "pod-spec",
+            "lifecycle.preStop of the nginx container",
+            &format!(
+                "exec: [\"/bin/sleep\", \"{seconds}\"]  (or preStop.sleep.seconds: {seconds} from Kubernetes 1.29)"
+            ),
+            &[],
+            "the pod stays open until everybody has stopped sending to it; the seconds count against terminationGracePeriodSeconds",
+        )
+    }
+}
+
+pub fn graceful_nginx() -> Vec<Advice> {
+    vec![
+        advice(
+            "stopsignal-sigquit",
+            "dockerfile",
+            "Dockerfile of the nginx image",
+            "STOPSIGNAL SIGQUIT",
+            &["prestop-sleep"],
+            "nginx takes SIGTERM as \"drop everything now\"; on SIGQUIT it finishes the requests it has",
+        ),
+        sleep(0),
+    ]
+}
+
+/// `seen_seconds`: how long after the listener's close connections still came, rounded up.
+pub fn prestop_sleep(seen_seconds: u64) -> Vec<Advice> {
+    vec![sleep(seen_seconds)]
+}
+
+pub fn keepalive_on_shutdown() -> Vec<Advice> {
+    vec![
+        sleep(0),
+        advice(
+            "edge-retry-idempotent",
+            "edge",
+            "the load balancer or edge in front",
+            "retry idempotent requests once on another pod when a kept connection is closed before the first byte (nginx: proxy_next_upstream error)",
+            &[],
+            "a request on a kept connection can always meet its close; only the sender can repeat it",
+        ),
+    ]
+}
+
+pub fn keepalive_timeouts() -> Vec<Advice> {
+    vec![advice(
+        "keepalive-timeout-longer-than-edge",
+        "nginx-conf",
+        "nginx.conf of the pod and the edge's upstream settings",
+        "keepalive_timeout of the pod longer than the edge's idle timeout for upstream connections",
+        &[],
+        "the side that sends requests must be the one that closes idle connections",
+    )]
+}
+
+/// `age_ms`: how long the killed request had run.
+pub fn fpm_control_timeout(age_ms: Option<u64>) -> Vec<Advice> {
+    let seconds = age_ms.map_or(10, |ms| (ms.div_ceil(1000) * 2).max(10));
+    vec![
+        Advice {
+            value: Some(seconds),
+            unit: Some("s".into()),
+            ..advice(
+                "fpm-process-control-timeout",
+                "php-fpm-conf",
+                "[global] of php-fpm.conf",
+                &format!("process_control_timeout = {seconds}"),
+                &["nginx-stops-first"],
+                "with 0 (the default) a graceful stop kills the children at once; it must be longer than the longest request",
+            )
+        },
+        stops_first(),
+    ]
+}
+
+pub fn nginx_stops_first() -> Vec<Advice> {
+    vec![stops_first()]
+}
+
+fn stops_first() -> Advice {
+    advice(
+        "nginx-stops-first",
+        "pod-spec",
+        "lifecycle.preStop of the php-fpm container (or the order of the supervisor)",
+        "keep php-fpm running until nginx has finished: a preStop sleep longer than nginx's own drain",
+        &[],
+        "while php-fpm stops, nobody accepts what nginx still sends to it",
+    )
+}

@@ -1,0 +1,267 @@
+//! The explanation: links from the loss back to what set it off. A link is made from an event, never from thin air.
+
+use super::View;
+use super::server::Server;
+use crate::correlate::answer::{self, Closer};
+use crate::correlate::history::{ExitFact, Signal, sig};
+use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::identity::{Place, Role};
+use crate::model::event::{BootNs, EventId, ResetSent, SI_KERNEL, Task};
+use crate::model::incident::{Link, ProcessRef, Trigger};
+
+/// A link before its times are written out.
+#[derive(Clone, Debug)]
+struct Proto {
+    event: EventId,
+    at: BootNs,
+    kind: &'static str,
+    rule: &'static str,
+    process: Option<ProcessRef>,
+    text: String,
+}
+
+/// Links in the order effect → cause.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    lost_at: BootNs,
+    links: Vec<Proto>,
+}
+
+impl Chain {
+    pub fn new(lost_at: BootNs) -> Self {
+        Chain { lost_at, links: Vec::new() }
+    }
+
+    /// Time of the first thing in it.
+    pub fn earliest(&self) -> BootNs {
+        self.links.iter().map(|l| l.at).min().unwrap_or(self.lost_at)
+    }
+
+    /// The first link of every chain: the loss itself.
+    pub fn loss(&mut self, lost: &Lost, server: &Server, view: &View) {
+        let task = lost.server.as_ref().and_then(|a| a.task.as_ref());
+        self.links.push(Proto {
+            event: lost.event,
+            at: lost.at,
+            kind: match lost.evidence {
+                Evidence::Close { .. } => "tcp-close",
+                _ => "reset-sent",
+            },
+            rule: match lost.evidence {
+                Evidence::Close { .. } => "close-time-rule",
+                Evidence::Refused { .. } => "syn-reset",
+                Evidence::LateData { .. } => "data-after-close",
+                Evidence::Handshake { .. } => "handshake-without-listener",
+            },
+            process: task.map(|t| process_ref(t, view)),
+            text: loss_text(lost, server),
+        });
+    }
+
+    /// A reset that the closing side sent for the same connection, as a detail of the loss.
+    pub fn reset(&mut self, event: EventId, at: BootNs, reset: &ResetSent) {
+        let why = reset.reason.map(|r| format!(", reason {}", reason_name(r))).unwrap_or_default();
+        self.push(
+            event,
+            at,
+            "reset-sent",
+            "reset-of-the-same-connection",
+            None,
+            format!("the kernel reset the connection{why}"),
+        );
+    }
+
+    pub fn exit(&mut self, exit: &ExitFact, server: &Server, rule: &'static str, view: &View) {
+        let how = match (exit.code & 0x7f, exit.code >> 8 & 0xff) {
+            (0, status) => format!("exited with status {status}"),
+            (s, _) => format!("was killed by {}", sig::name(s)),
+        };
+        let who = describe(&exit.task, view);
+        let _ = server;
+        self.push(exit.event, exit.at, "exit", rule, Some(process_ref(&exit.task, view)), format!("{who} {how}"));
+    }
+
+    pub fn listener_closed(&mut self, closed: &ListenerClosed, port: u16, view: &View) {
+        let how = if closed.task.exiting() { "by exiting" } else { "by closing it" };
+        let text =
+            format!("port {port} stopped listening: {} held it last and ended it {how}", describe(&closed.task, view));
+        self.push(
+            closed.event,
+            closed.at,
+            "listener-closed",
+            "last-listener-of-the-port",
+            Some(process_ref(&closed.task, view)),
+            text,
+        );
+    }
+
+    pub fn signal(&mut self, signal: &Signal, rule: &'static str, view: &View) {
+        let what = &signal.what;
+        let text = format!(
+            "{} sent {} to {}",
+            sender_text(signal, view),
+            sig::name(what.signal),
+            describe(&what.target, view)
+        );
+        self.push(signal.event, signal.at, "signal", rule, Some(process_ref(&what.target, view)), text);
+    }
+
+    fn push(
+        &mut self,
+        event: EventId,
+        at: BootNs,
+        kind: &'static str,
+        rule: &'static str,
+        process: Option<ProcessRef>,
+        text: String,
+    ) {
+        self.links.push(Proto { event, at, kind, rule, process, text });
+    }
+
+    pub fn finish(self, view: &View) -> Vec<Link> {
+        let because: Vec<_> = self.links.iter().skip(1).map(|l| Some(l.event.to_string())).chain([None]).collect();
+        let lost_at = self.lost_at;
+        self.links
+            .into_iter()
+            .zip(because)
+            .map(|(l, because)| Link {
+                id: l.event.to_string(),
+                at: view.clock.rfc3339(l.at).unwrap_or_else(|| format!("boot+{}ns", l.at)),
+                offset_us: (l.at as i64 - lost_at as i64) / 1000,
+                kind: l.kind.into(),
+                because,
+                rule: l.rule.into(),
+                process: l.process,
+                text: l.text,
+            })
+            .collect()
+    }
+}
+
+/// What somebody sees of the loss, as half a sentence.
+pub fn what_happened(lost: &Lost, server: &Server) -> String {
+    let who = server.name();
+    match &lost.evidence {
+        Evidence::Close { closer: Closer::AcceptQueue, .. } => {
+            format!("a connection was thrown out of {who}'s accept queue")
+        }
+        Evidence::Close { closer: Closer::Local, .. } => format!("{who} closed the connection without an answer"),
+        Evidence::Close { closer: Closer::PeerFin, .. } => "the requesting side closed first".into(),
+        Evidence::Close { closer: Closer::PeerReset, .. } => "the requesting side reset the connection".into(),
+        Evidence::Close { closer: Closer::Other(err), .. } => {
+            format!("the connection was ended with error {err} by neither side")
+        }
+        Evidence::Refused { .. } => "the connection was refused".into(),
+        Evidence::LateData { .. } => format!("the request came after {who} had closed the connection"),
+        Evidence::Handshake { .. } => "the listener went away during the handshake".into(),
+    }
+}
+
+fn loss_text(lost: &Lost, server: &Server) -> String {
+    let t = &lost.tuple;
+    let peer = std::net::SocketAddr::new(t.remote_ip, t.remote_port);
+    let happened = what_happened(lost, server);
+    let detail = match &lost.evidence {
+        Evidence::Close { state, clause, .. } => format!(
+            "{} bytes received, {} sent; {}{}",
+            answer::received(state),
+            state.bytes_sent,
+            clause.text(),
+            if lost.server.as_ref().is_some_and(|a| a.exiting) { "; closed by the exit of the process" } else { "" },
+        ),
+        Evidence::Refused { .. } => "its SYN was answered with a reset".into(),
+        Evidence::LateData { reset, .. } => {
+            format!("{} bytes of it were answered with a reset{}", reset.in_len, reason_text(reset))
+        }
+        Evidence::Handshake { reset, .. } => format!(
+            "{} was answered with a reset",
+            if reset.in_len > 0 { format!("its {} bytes of data", reset.in_len) } else { "its last ACK".into() }
+        ),
+    };
+    format!("{happened} (from {peer}): {detail}")
+}
+
+fn reason_text(reset: &ResetSent) -> String {
+    reset.reason.map(|r| format!(" ({})", reason_name(r))).unwrap_or_default()
+}
+
+/// `enum sk_rst_reason`, include/net/rstreason.h: values below are the same in 6.12–7.3.
+fn reason_name(reason: u32) -> String {
+    match reason {
+        1 => "no socket".into(),
+        other => format!("sk_rst_reason {other}"),
+    }
+}
+
+pub fn process_ref(task: &Task, view: &View) -> ProcessRef {
+    let role = view.table.role(&task.key());
+    ProcessRef {
+        pid: task.ns_pid,
+        host_pid: task.tgid,
+        comm: task.comm.clone(),
+        role: (role.role != Role::Other).then(|| role.role.id().to_string()),
+    }
+}
+
+/// `nginx master 8593 (PID 1)`.
+fn describe(task: &Task, view: &View) -> String {
+    let role = view.table.role(&task.key()).role;
+    let name = match role {
+        Role::Other => task.comm.clone(),
+        known => known.id().replace('-', " ").replace("php fpm", "php-fpm"),
+    };
+    let inside = matches!(view.table.place(task), Place::Container(_));
+    if inside && task.ns_pid != 0 && task.ns_pid != task.tgid {
+        format!("{name} {} (PID {} in its container)", task.tgid, task.ns_pid)
+    } else {
+        format!("{name} {}", task.tgid)
+    }
+}
+
+fn sender_text(signal: &Signal, view: &View) -> String {
+    let what = &signal.what;
+    if what.code == SI_KERNEL {
+        return format!("the kernel (while {} {} ran)", what.sender.comm, what.sender.tgid);
+    }
+    let who = format!("{} {}", what.sender.comm, what.sender.tgid);
+    match sender_kind(signal, view) {
+        Sender::Runtime => format!("the container runtime ({who})"),
+        Sender::Host => format!("{who} on the host"),
+        Sender::SameContainer => format!("{} in the same container", describe(&what.sender, view)),
+        Sender::OtherContainer => format!("{who} in another container"),
+        Sender::Unknown => who,
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    Runtime,
+    Host,
+    SameContainer,
+    OtherContainer,
+    Unknown,
+}
+
+/// Where a signal came from, by the cgroups of both ends: namespace pids mislead with shareProcessNamespace.
+pub fn sender_kind(signal: &Signal, view: &View) -> Sender {
+    let (from, to) = (&signal.what.sender, &signal.what.target);
+    if view.table.role(&from.key()).role == Role::Runtime {
+        return Sender::Runtime;
+    }
+    match (view.table.place(from), view.table.place(to)) {
+        (Place::Host, _) => Sender::Host,
+        (Place::Container(a), Place::Container(b)) if a.container.id == b.container.id => Sender::SameContainer,
+        (Place::Container(_), _) => Sender::OtherContainer,
+        _ => Sender::Unknown,
+    }
+}
+
+/// What set a stop off, by the sender of its signal.
+pub fn trigger(signal: &Signal, view: &View) -> Trigger {
+    match sender_kind(signal, view) {
+        Sender::Runtime => Trigger::RuntimeStop,
+        Sender::Host => Trigger::ManualSignal,
+        // A preStop hook and a kubectl exec look the same to the kernel.
+        Sender::SameContainer | Sender::OtherContainer | Sender::Unknown => Trigger::Unknown,
+    }
+}

@@ -1,0 +1,127 @@
+//! How sure a verdict is, and what took it down. The scale is in docs/causes.md: 0.95 and more is `certain`, 0.7 and more
+//! `likely`, the rest `possible`. A rule starts at what its complete chain is worth; everything that was not seen lowers
+//! it, by name.
+
+use super::server::{Kind, Server};
+use super::{Finding, View};
+use crate::correlate::answer::Clause;
+use crate::correlate::detect::tls_port;
+use crate::correlate::lost::{Evidence, Lost};
+use crate::model::incident::{self, Cause, Level, Missing};
+use crate::model::input::{HookState, Started};
+
+/// Window before the earliest link in which a lost record could have changed the verdict.
+pub const BEFORE_NS: u64 = 1_000_000_000;
+
+#[derive(Clone, Debug)]
+pub struct Confidence {
+    value: f64,
+    lowered_by: Vec<String>,
+}
+
+impl Confidence {
+    pub fn of(value: f64) -> Self {
+        Confidence { value, lowered_by: Vec::new() }
+    }
+
+    /// Not above `at_most`, for this reason.
+    pub fn cap(&mut self, at_most: f64, why: impl Into<String>) {
+        if self.value > at_most {
+            self.value = at_most;
+        }
+        self.because(why);
+    }
+
+    /// A reason without a change of the value.
+    pub fn because(&mut self, why: impl Into<String>) {
+        let why = why.into();
+        if !self.lowered_by.contains(&why) {
+            self.lowered_by.push(why);
+        }
+    }
+
+    pub fn finish(self) -> incident::Confidence {
+        let value = (self.value * 100.0).round() / 100.0;
+        let level = match value {
+            v if v >= 0.95 => Level::Certain,
+            v if v >= 0.7 => Level::Likely,
+            _ => Level::Possible,
+        };
+        incident::Confidence { value, level, lowered_by: self.lowered_by }
+    }
+}
+
+/// Lowers what any verdict may claim: records lost in its window, a late start, a hook that is not there, a role that is
+/// only a name, a connection that may be TLS.
+pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Server, view: &View) {
+    let from = finding.chain.earliest().saturating_sub(BEFORE_NS);
+    let count: u64 = view.history.losses(from, lost.at).map(|l| l.count).sum();
+    if count > 0 {
+        finding.confidence.cap(0.8, format!("{count} records were lost in this window"));
+        finding.missing.push(Missing {
+            fact: "lost-events".into(),
+            effect: format!("{count} records around this loss were not seen; one of them may tell another story"),
+        });
+    }
+    match view.watched_since() {
+        Some(ready) if ready <= finding.chain.earliest() && ready <= lost.at => {}
+        Some(ready) => {
+            let ms = ready.saturating_sub(finding.chain.earliest()) / 1_000_000;
+            finding.confidence.cap(0.8, "part of it happened before why502 was ready");
+            finding.missing.push(Missing {
+                fact: "started-late".into(),
+                effect: format!("why502 was ready {ms} ms after this began: what came before may be missing"),
+            });
+        }
+        None => {
+            finding.confidence.cap(0.8, "why502 was not ready yet");
+            finding.missing.push(Missing {
+                fact: "started-late".into(),
+                effect: "the loss happened while why502 was starting".into(),
+            });
+        }
+    }
+    if finding.cause == Cause::Unexplained
+        && let Some(ready) = view.watched_since()
+        && lost.at.saturating_sub(ready) < 60_000_000_000
+        && ready > server.seen_since(view).unwrap_or(0)
+        && lost.at >= ready
+    {
+        let ms = (lost.at - ready) / 1_000_000;
+        finding.missing.push(Missing {
+            fact: "started-late".into(),
+            effect: format!("why502 was ready {ms} ms before the loss: an earlier stop signal was not seen"),
+        });
+    }
+    hooks(finding, view.started);
+    if server.kind != Kind::Unknown && !server.sure {
+        finding.confidence.cap(0.8, format!("that this is {} is only a guess ({})", server.name(), server.why));
+    }
+    if tls_port(lost.tuple.local_port) && maybe_idle_tls(lost) {
+        finding.confidence.cap(0.6, "on a TLS port an idle connection can look unanswered");
+    }
+}
+
+/// On TLS the client may speak last without having asked anything (a Finished message, a session resumption).
+fn maybe_idle_tls(lost: &Lost) -> bool {
+    match &lost.evidence {
+        Evidence::Close { clause, .. } => {
+            lost.bytes_sent > 0 && matches!(clause, Clause::ReceivedLast | Clause::TieUnacked | Clause::Unread)
+        }
+        _ => false,
+    }
+}
+
+fn hooks(finding: &mut Finding, started: Option<&Started>) {
+    let Some(started) = started else {
+        finding.confidence.cap(0.8, "it is not recorded which hooks were attached");
+        return;
+    };
+    for hook in started.hooks.iter().filter(|h| h.state != HookState::Attached) {
+        finding.confidence.cap(0.8, format!("the hook {} was not attached", hook.hook));
+        finding.missing.push(Missing {
+            fact: format!("hook:{}", hook.hook),
+            effect: format!("nothing that {} would show was seen", hook.hook),
+        });
+    }
+}

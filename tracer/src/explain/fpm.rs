@@ -1,0 +1,111 @@
+//! php-fpm ended, or stopped listening, because of a signal to its master.
+
+use super::chain::{self, Chain};
+use super::confidence::Confidence;
+use super::server::{Kind, Server};
+use super::{Finding, View, advice, nginx};
+use crate::correlate::answer::Closer;
+use crate::correlate::history::{Signal, sig};
+use crate::correlate::lost::{Evidence, Lost};
+use crate::model::event::BootNs;
+use crate::model::incident::Cause;
+
+/// With process_control_timeout = 0 the master sends QUIT and then TERM to each child within a few ms
+/// (fpm_pctl_action_next() with a zero timeout event); with N it waits N seconds in between.
+const AT_ONCE_NS: u64 = 200_000_000;
+
+/// QUIT to the master, QUIT and TERM from it to the child at once, the child dies of TERM in the middle of a request.
+pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
+    if server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
+        return None;
+    }
+    let (child, master) = (server.process?, server.master?);
+    let from_master = |s: &&Signal| s.at <= lost.at && s.what.sender.key() == master && s.effective();
+    let to_child = view.history.signals_to(&child);
+    let term = to_child.iter().filter(from_master).find(|s| s.what.signal == sig::TERM)?;
+    let quit = to_child.iter().filter(from_master).find(|s| s.what.signal == sig::QUIT && s.at <= term.at)?;
+    if term.at - quit.at > AT_ONCE_NS {
+        return None;
+    }
+    let to_master = server.stop_signals(view, quit.at).last().filter(|s| s.what.signal == sig::QUIT);
+
+    let mut chain = Chain::new(lost.at);
+    let mut confidence = Confidence::of(0.99);
+    chain.loss(lost, server, view);
+    match server.exit(view).filter(|e| e.at <= lost.at) {
+        Some(exit) if exit.code & 0x7f != sig::TERM => return None,
+        Some(exit) => chain.exit(exit, server, "sockets-are-closed-by-exit", view),
+        None => confidence.cap(0.8, "the exit of the child was not seen"),
+    }
+    chain.signal(term, "killed-by-this-signal", view);
+    chain.signal(quit, "quit-and-term-at-once", view);
+    match to_master {
+        Some(signal) => chain.signal(signal, "master-stops-its-children", view),
+        None => confidence.cap(0.8, "the signal that stopped the master was not seen"),
+    }
+    Some(Finding {
+        cause: Cause::FpmControlTimeoutZero,
+        sub_cause: None,
+        trigger: to_master.map_or(crate::model::Trigger::Unknown, |s| chain::trigger(s, view)),
+        summary: format!(
+            "php-fpm was told to stop gracefully, but with process_control_timeout = 0 its master killed the child {:.1} ms later, in the middle of this request",
+            (term.at - quit.at) as f64 / 1e6
+        ),
+        chain,
+        confidence,
+        advice: advice::fpm_control_timeout(lost.age_ms),
+        missing: Vec::new(),
+    })
+}
+
+/// Requests that waited in php-fpm's accept queue when it stopped.
+pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    if server.kind != Kind::PhpFpm {
+        return None;
+    }
+    let closed = nginx::queue_closed(lost, view)?;
+    let signal = stop(server, view, closed.at)?;
+    let (chain, confidence) = nginx::after_listener(lost, server, &closed, signal, view);
+    let handshake = matches!(lost.evidence, Evidence::Handshake { .. });
+    Some(Finding {
+        cause: Cause::FpmAcceptQueueDropped,
+        sub_cause: handshake.then_some("handshake"),
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "php-fpm ended on {} with this request still in its accept queue",
+            sig::name(signal.what.signal)
+        ),
+        chain,
+        confidence,
+        advice: advice::nginx_stops_first(),
+        missing: Vec::new(),
+    })
+}
+
+/// php-fpm no longer listened when nginx wanted to pass the request on.
+pub fn not_listening(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Refused { closed: Some(closed), .. } = &lost.evidence else { return None };
+    if server.kind != Kind::PhpFpm {
+        return None;
+    }
+    let signal = stop(server, view, closed.at)?;
+    let (chain, confidence) = nginx::after_listener(lost, server, closed, signal, view);
+    Some(Finding {
+        cause: Cause::FpmNotListening,
+        sub_cause: Some("stopped-first"),
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "php-fpm had stopped listening on {} while requests still came",
+            sig::name(signal.what.signal)
+        ),
+        chain,
+        confidence,
+        advice: advice::nginx_stops_first(),
+        missing: Vec::new(),
+    })
+}
+
+fn stop<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+    server.stop_signals(view, until).last()
+}

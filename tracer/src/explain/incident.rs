@@ -1,0 +1,137 @@
+//! Finding + loss + names → the incident that is printed.
+
+use super::server::Server;
+use super::{Finding, View};
+use crate::correlate::detect::tls_port;
+use crate::correlate::lost::{Evidence, Lost};
+use crate::identity::{ContainerInfo, Place};
+use crate::model::event::BootNs;
+use crate::model::incident::{
+    self, Bound, Cause, Container, Incident, Loss, Missing, Pod, Requester, Requests, Response, SCHEMA,
+};
+use std::collections::BTreeMap;
+
+pub fn assemble(
+    finding: Finding,
+    also_matched: Vec<Cause>,
+    lost: &Lost,
+    server: &Server,
+    view: &View,
+    decided_at: BootNs,
+    stop: Option<&str>,
+) -> Incident {
+    let container = container(lost, server, view);
+    let mut missing = finding.missing;
+    if container.is_none() {
+        missing.push(Missing {
+            fact: "container".into(),
+            effect: "the server is in no known container: named by its process only".into(),
+        });
+    }
+    missing.push(Missing {
+        fact: "pod-spec".into(),
+        effect: "pod name, preStop and grace period are not known to this version: the chain ends at the signal".into(),
+    });
+    let from = finding.chain.earliest().saturating_sub(super::confidence::BEFORE_NS);
+    let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
+    let requester = view.history.gave_up(&lost.tuple).map(|(_, _, task)| task);
+    Incident {
+        kind: "incident".into(),
+        schema: SCHEMA,
+        id: id(&boot_id, lost),
+        rev: 1,
+        state: "final".into(),
+        node,
+        boot_id,
+        at: time(view, lost.at),
+        decided_at: time(view, decided_at),
+        at_boot_ns: lost.at,
+        outcome: lost.outcome,
+        mechanism: lost.mechanism,
+        cause: finding.cause,
+        sub_cause: finding.sub_cause.map(str::to_string),
+        trigger: finding.trigger,
+        also_matched,
+        response: Response { status: None, source: "none".into(), bytes: 0 },
+        requests: Requests {
+            count: 1,
+            bound: if tls_port(lost.tuple.local_port) { Bound::AtLeast } else { Bound::Exact },
+        },
+        requester: Requester {
+            ip: lost.tuple.remote_ip,
+            port: lost.tuple.remote_port,
+            kind: "unknown".into(),
+            container: requester.and_then(|t| match view.table.place(t) {
+                Place::Container(c) => Some(c.container.id.clone()),
+                _ => None,
+            }),
+        },
+        server: incident::Server { ip: lost.tuple.local_ip, port: lost.tuple.local_port, netns: lost.tuple.netns },
+        age_ms: lost.age_ms,
+        stop: stop.map(str::to_string),
+        pod: container.and_then(pod_of),
+        container: container.map(container_of),
+        summary: finding.summary,
+        chain: finding.chain.finish(view),
+        confidence: finding.confidence.finish(),
+        advice: finding.advice,
+        missing,
+        loss: loss(view, from, lost.at),
+    }
+}
+
+/// The container of whoever closed; of the socket where nobody did.
+fn container<'v>(lost: &Lost, server: &Server, view: &View<'v>) -> Option<&'v ContainerInfo> {
+    server
+        .task
+        .as_ref()
+        .and_then(|t| match view.table.place(t) {
+            Place::Container(c) => Some(c),
+            _ => None,
+        })
+        .or_else(|| server.process.and_then(|p| view.table.container_of(&p)))
+        .or_else(|| view.table.container_of_cgroup(lost.sk_cgroup, 0))
+}
+
+pub fn pod_of(c: &ContainerInfo) -> Option<Pod> {
+    let uid = c.container.pod_uid.clone()?;
+    Some(Pod { namespace: None, name: None, uid, workload: None })
+}
+
+pub fn container_of(c: &ContainerInfo) -> Container {
+    Container { id: c.container.id.clone(), name: None, runtime: c.container.runtime.map(|r| r.id().to_string()) }
+}
+
+pub fn time(view: &View, at: BootNs) -> String {
+    view.clock.rfc3339(at).unwrap_or_else(|| format!("boot+{at}ns"))
+}
+
+fn loss(view: &View, from: BootNs, to: BootNs) -> Loss {
+    let mut by_hook: BTreeMap<String, u64> = BTreeMap::new();
+    for l in view.history.losses(from, to) {
+        let kind = serde_json::to_value(l.kind).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
+        *by_hook.entry(format!("{}/{kind}", l.hook)).or_default() += l.count;
+    }
+    Loss { in_window: by_hook.values().sum(), by_hook }
+}
+
+/// The same loss has the same id in every replay: FNV-1a over what names it.
+fn id(boot_id: &str, lost: &Lost) -> String {
+    let t = &lost.tuple;
+    let what = match lost.evidence {
+        Evidence::Close { .. } => "close",
+        Evidence::Refused { .. } => "refused",
+        Evidence::LateData { .. } => "late",
+        Evidence::Handshake { .. } => "handshake",
+    };
+    let text = format!(
+        "{boot_id}|{}|{what}|{}:{}|{}:{}|{}",
+        lost.at, t.local_ip, t.local_port, t.remote_ip, t.remote_port, t.netns
+    );
+    format!("i-{:016x}", fnv(text.as_bytes()))
+}
+
+/// FNV-1a, 64 bits: short, stable for good, and nobody's secret depends on it.
+pub fn fnv(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}

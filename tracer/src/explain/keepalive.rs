@@ -1,0 +1,76 @@
+//! The race on a kept connection: the server closes it while the next request is already on its way.
+
+use super::chain::{self, Chain};
+use super::confidence::Confidence;
+use super::server::{Kind, Server};
+use super::{Finding, View, advice, nginx};
+use crate::correlate::answer::{Clause, Closer};
+use crate::correlate::history::sig;
+use crate::correlate::lost::{Evidence, Lost};
+use crate::model::event::BootNs;
+use crate::model::incident::{Cause, Trigger};
+
+/// When the server closed, if this loss has the form of the race: data after the close, or unread at a close by a worker
+/// that lives on.
+fn closed_at(lost: &Lost, server: &Server) -> Option<BootNs> {
+    if server.kind != Kind::Nginx {
+        return None;
+    }
+    match &lost.evidence {
+        Evidence::LateData { closed_at, .. } => Some(closed_at.unwrap_or(lost.at)),
+        Evidence::Close { closer: Closer::Local, clause: Clause::Unread, .. } if !server.exiting => Some(lost.at),
+        _ => None,
+    }
+}
+
+/// The close was part of a shutdown: nginx closes all idle connections on QUIT, and every connection on TERM.
+pub fn on_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let closed_at = closed_at(lost, server)?;
+    let signal = nginx::stop_before(server, view, closed_at)?;
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    chain.signal(signal, "shutdown-closes-idle-connections", view);
+    let mut confidence = Confidence::of(0.97);
+    if let Evidence::LateData { closed_at: None, .. } = &lost.evidence {
+        confidence.cap(0.6, "when the server closed the connection is not known");
+    }
+    Some(Finding {
+        cause: Cause::KeepaliveRaceOnShutdown,
+        sub_cause: None,
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "nginx closed this idle connection because of {}; the next request was already on its way",
+            sig::name(signal.what.signal)
+        ),
+        chain,
+        confidence,
+        advice: advice::keepalive_on_shutdown(),
+        missing: Vec::new(),
+    })
+}
+
+/// No stop signal: keepalive_timeout or keepalive_requests. That nothing else happened cannot be proven by events, so this
+/// is never certain.
+pub fn idle(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let closed_at = closed_at(lost, server)?;
+    if server.exiting || server.stop_signals(view, closed_at).next().is_some() || lost.bytes_sent == 0 {
+        return None;
+    }
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    let mut confidence = Confidence::of(0.9);
+    confidence.because("that no stop signal preceded it is known only from not having seen one");
+    if matches!(lost.evidence, Evidence::Close { .. }) {
+        confidence.cap(0.5, "unread bytes at a close can also be the rest of an upload that was answered early");
+    }
+    Some(Finding {
+        cause: Cause::KeepaliveRace,
+        sub_cause: None,
+        trigger: Trigger::IdleTimeout,
+        summary: "nginx closed this connection as idle; the next request was already on its way".into(),
+        chain,
+        confidence,
+        advice: advice::keepalive_timeouts(),
+        missing: Vec::new(),
+    })
+}

@@ -1,0 +1,138 @@
+//! A lost request and what is known around it → a verdict.
+//!
+//! One file per family of causes. A rule looks at one loss and either says nothing or returns a [`Finding`] whose chain
+//! names the event behind every link. Rules do not exclude each other: `precedence` decides, and the losers are told as
+//! `also_matched`. A rule never fires on a signal alone, on timing alone, or across pods.
+
+pub mod advice;
+pub mod chain;
+pub mod confidence;
+mod fpm;
+mod incident;
+mod keepalive;
+mod nginx;
+mod precedence;
+mod requester;
+pub mod server;
+
+use crate::correlate::history::History;
+use crate::correlate::lost::Lost;
+use crate::identity::Table;
+use crate::model::event::BootNs;
+use crate::model::incident::{Advice, Cause, Incident, Missing, Trigger};
+use crate::model::input::Started;
+use crate::model::time::WallClock;
+use chain::Chain;
+use confidence::Confidence;
+use server::Server;
+
+pub use incident::{container_of, pod_of};
+
+/// Names a stop: the same in every replay.
+pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
+    incident::fnv(format!("{}|{}|{at}", master.tgid, master.start_ns).as_bytes())
+}
+
+/// What the rules may look at. All of it is a function of the inputs so far.
+pub struct View<'a> {
+    pub table: &'a Table,
+    pub history: &'a History,
+    pub started: Option<&'a Started>,
+    /// When everything was attached and scanned.
+    pub ready: Option<BootNs>,
+    pub clock: &'a WallClock,
+}
+
+impl View<'_> {
+    /// Things before this time may have gone unseen.
+    pub fn watched_since(&self) -> Option<BootNs> {
+        self.ready
+    }
+}
+
+/// What one rule says.
+pub struct Finding {
+    pub cause: Cause,
+    pub sub_cause: Option<&'static str>,
+    pub trigger: Trigger,
+    pub chain: Chain,
+    pub confidence: Confidence,
+    pub summary: String,
+    pub advice: Vec<Advice>,
+    pub missing: Vec<Missing>,
+}
+
+type Rule = fn(&Lost, &Server, &View) -> Option<Finding>;
+
+/// Every rule. Their order means nothing: see `precedence`.
+const RULES: &[Rule] = &[
+    nginx::fast_shutdown,
+    nginx::endpoint_race,
+    nginx::accept_queue,
+    keepalive::on_shutdown,
+    keepalive::idle,
+    fpm::control_timeout_zero,
+    fpm::accept_queue,
+    fpm::not_listening,
+    requester::gave_up,
+    requester::reset,
+    requester::deliberate,
+];
+
+/// Decides about one lost request. Total: what no rule knows is `unexplained`, with what is missing.
+pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>) -> Incident {
+    let server = server::of(lost, view);
+    let findings = RULES.iter().filter_map(|rule| rule(lost, &server, view)).collect();
+    let (mut winner, also_matched) =
+        precedence::choose(findings).unwrap_or_else(|| (unexplained(lost, &server, view), Vec::new()));
+    confidence::lower_by_circumstances(&mut winner, lost, &server, view);
+    incident::assemble(winner, also_matched, lost, &server, view, decided_at, stop)
+}
+
+/// The answer when no rule fired: the loss is a fact, its cause is not known, and this is what would have told.
+fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    let mut missing = Vec::new();
+    let mut what = |fact: &str, effect: String| missing.push(Missing { fact: fact.into(), effect });
+    match server.kind {
+        server::Kind::Unknown => {
+            what(
+                "server-process",
+                "the process behind the connection is not known, so no signal or exit can be tied to it".into(),
+            );
+        }
+        _ => {
+            let signals: Vec<_> = server.stop_signals(view, lost.at).collect();
+            match signals.last() {
+                None => what("stop-signal", format!("no stop signal to {} was seen before the loss", server.name())),
+                Some(last) => {
+                    chain.signal(last, "last-stop-signal", view);
+                    what(
+                        "rule",
+                        format!(
+                            "{} had received {}, but that does not explain a loss of this kind",
+                            server.name(),
+                            crate::correlate::history::sig::name(last.what.signal)
+                        ),
+                    );
+                }
+            }
+            if let Some(exit) = server.exit(view).filter(|e| e.at <= lost.at) {
+                chain.exit(exit, server, "exit-before-loss", view);
+            }
+        }
+    }
+    let mut confidence = Confidence::of(0.0);
+    confidence.because("no rule explains it");
+    Finding {
+        cause: Cause::Unexplained,
+        sub_cause: None,
+        trigger: Trigger::Unknown,
+        chain,
+        confidence,
+        summary: format!("{}: why is not known", chain::what_happened(lost, server)),
+        advice: Vec::new(),
+        missing,
+    }
+}

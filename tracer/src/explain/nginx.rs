@@ -1,0 +1,154 @@
+//! nginx ended, or stopped listening, because of a signal to its master.
+//!
+//! SIGTERM and SIGINT are nginx's fast shutdown: workers are told over a socketpair (ngx_write_channel(), no signal), they
+//! exit at once and their sockets are closed by the exit. SIGQUIT is graceful: listeners and idle connections close, open
+//! requests go on.
+
+use super::chain::{self, Chain};
+use super::confidence::Confidence;
+use super::server::{Kind, Server};
+use super::{Finding, View, advice};
+use crate::correlate::answer::Closer;
+use crate::correlate::history::{Signal, sig};
+use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::model::event::BootNs;
+use crate::model::incident::{Cause, Mechanism};
+
+/// A listener's children are thrown out in the same close() that ended the listener (inet_csk_listen_stop()).
+const QUEUE_NS: u64 = 100_000_000;
+
+/// TERM/INT to the master, a worker (or the master) exits, the connection is closed by that exit.
+pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
+    if server.kind != Kind::Nginx || !server.exiting || lost.mechanism != Mechanism::ClosedInFlight {
+        return None;
+    }
+    let signal = fast_stop(server, view, lost.at)?;
+    let mut chain = Chain::new(lost.at);
+    let mut confidence = Confidence::of(0.99);
+    chain.loss(lost, server, view);
+    match server.exit(view).filter(|e| e.at <= lost.at) {
+        // A worker that was killed did not end because of the master's word.
+        Some(exit) if exit.code & 0x7f != 0 => return None,
+        Some(exit) => chain.exit(exit, server, "sockets-are-closed-by-exit", view),
+        None => confidence.cap(0.8, "the exit of the process was not seen"),
+    }
+    let rule = if server.is_master { "fast-shutdown-signal" } else { "master-tells-workers" };
+    chain.signal(signal, rule, view);
+    Some(Finding {
+        cause: Cause::NginxFastShutdown,
+        sub_cause: None,
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "nginx was stopped with {}, its fast shutdown: this request was cut{}",
+            sig::name(signal.what.signal),
+            lost.age_ms.map(|ms| format!(" after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+        ),
+        chain,
+        confidence,
+        advice: advice::graceful_nginx(),
+        missing: Vec::new(),
+    })
+}
+
+/// New connections still came after a stop signal had closed the listener.
+pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Refused { closed: Some(closed), .. } = &lost.evidence else { return None };
+    if server.kind != Kind::Nginx {
+        return None;
+    }
+    let signal = stop_before(server, view, closed.at)?;
+    let (chain, confidence) = after_listener(lost, server, closed, signal, view);
+    let ms = lost.at.saturating_sub(closed.at) / 1_000_000;
+    Some(Finding {
+        cause: Cause::EndpointRace,
+        sub_cause: None,
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "a new connection came {ms} ms after nginx had closed its listener on {}: it was still sent here",
+            sig::name(signal.what.signal)
+        ),
+        chain,
+        confidence,
+        advice: advice::prestop_sleep(ms.div_ceil(1000)),
+        missing: Vec::new(),
+    })
+}
+
+/// Connections that nginx had not accepted when it closed its listener: reset from the queue, or lost in the handshake.
+pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    if server.kind != Kind::Nginx {
+        return None;
+    }
+    let closed = queue_closed(lost, view)?;
+    let signal = stop_before(server, view, closed.at)?;
+    let (chain, mut confidence) = after_listener(lost, server, &closed, signal, view);
+    let handshake = matches!(lost.evidence, Evidence::Handshake { .. });
+    if let Evidence::Handshake { reset, .. } = &lost.evidence
+        && reset.in_len == 0
+    {
+        confidence.cap(0.65, "a bare ACK may also be a late duplicate of a finished connection");
+    }
+    Some(Finding {
+        cause: Cause::NginxAcceptQueueDropped,
+        sub_cause: handshake.then_some("handshake"),
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "nginx closed its listener on {} {}: it was reset",
+            sig::name(signal.what.signal),
+            if handshake {
+                "during this connection's handshake"
+            } else {
+                "with this connection still in the accept queue"
+            }
+        ),
+        chain,
+        confidence,
+        advice: advice::prestop_sleep(0),
+        missing: Vec::new(),
+    })
+}
+
+/// The chain that refused, dropped and half-open connections share: loss ← listener closed ← stop signal.
+pub(super) fn after_listener(
+    lost: &Lost,
+    server: &Server,
+    closed: &ListenerClosed,
+    signal: &Signal,
+    view: &View,
+) -> (Chain, Confidence) {
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    chain.listener_closed(closed, lost.tuple.local_port, view);
+    chain.signal(signal, "stop-signal-closes-the-listener", view);
+    (chain, Confidence::of(0.98))
+}
+
+/// The listener's close that a dropped or half-open connection belongs to.
+pub(super) fn queue_closed(lost: &Lost, view: &View) -> Option<ListenerClosed> {
+    match &lost.evidence {
+        Evidence::Handshake { closed, .. } => Some(closed.clone()),
+        Evidence::Close { closer: Closer::AcceptQueue, .. } => {
+            let t = &lost.tuple;
+            let from = lost.at.saturating_sub(QUEUE_NS);
+            let closes = view.table.listeners().closes(t.netns, t.local_ip, t.local_port, from, lost.at);
+            // With SO_REUSEPORT several sockets of the port may close at once: the one of the same task is meant.
+            let owner = lost.server.as_ref().map(|a| a.key);
+            let close = closes.iter().rev().find(|c| c.closer == owner)?;
+            let event = close.event?;
+            Some(ListenerClosed { event, at: close.at, task: view.history.listener_closer(event)?.clone() })
+        }
+        _ => None,
+    }
+}
+
+/// The first TERM or INT: from it on nginx drops everything, whatever came before (ngx_terminate is tested before
+/// ngx_quit in ngx_worker_process_cycle()).
+pub(super) fn fast_stop<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+    server.stop_signals(view, until).find(|s| matches!(s.what.signal, sig::TERM | sig::INT))
+}
+
+/// The signal that closed the listener: the last one before it.
+pub(super) fn stop_before<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+    server.stop_signals(view, until).last()
+}

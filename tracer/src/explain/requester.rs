@@ -1,0 +1,147 @@
+//! Not the server's doing: recognised so that it is never blamed on the pod.
+
+use super::chain::Chain;
+use super::confidence::Confidence;
+use super::server::{Kind, Server};
+use super::{Finding, View};
+use crate::correlate::answer::{Clause, Closer};
+use crate::correlate::lost::{Evidence, Lost};
+use crate::identity::Role;
+use crate::model::event::ProcKey;
+use crate::model::incident::{Cause, Missing, Trigger};
+
+/// An edge closes its upstream connection right after its own client left (nginx's 499).
+const PASSED_ON_NS: u64 = 100_000_000;
+
+fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, summary: &str) -> Finding {
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    Finding {
+        cause,
+        sub_cause: None,
+        trigger: Trigger::Unknown,
+        chain,
+        confidence: Confidence::of(value),
+        summary: summary.into(),
+        advice: Vec::new(),
+        missing: Vec::new(),
+    }
+}
+
+/// The requesting side's FIN came while the request was open: a user who left, or an edge that lost patience.
+pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::PeerFin, .. } = &lost.evidence else { return None };
+    let Some((at, _, task)) = view.history.gave_up(&lost.tuple) else {
+        let mut f =
+            finding(lost, server, view, Cause::ClientAbort, 0.6, "the requesting side gave up before the answer");
+        f.missing.push(Missing {
+            fact: "requester".into(),
+            effect: "the requesting process is not on this node: whether it timed out or was itself left is not known"
+                .into(),
+        });
+        return Some(f);
+    };
+    let edge = nginx_master(view, &task.key());
+    let Some(edge) = edge else {
+        return Some(finding(
+            lost,
+            server,
+            view,
+            Cause::ClientAbort,
+            0.9,
+            "the client closed the connection before the answer",
+        ));
+    };
+    if task.exiting() {
+        return Some(finding(
+            lost,
+            server,
+            view,
+            Cause::ClientAbort,
+            0.9,
+            "the requesting nginx ended before the answer",
+        ));
+    }
+    let passed_on = view.history.last_client_left(&edge).is_some_and(|(t, _)| t <= at && at - t < PASSED_ON_NS);
+    Some(if passed_on {
+        finding(
+            lost,
+            server,
+            view,
+            Cause::ClientAbort,
+            0.9,
+            "the client left, and the edge passed that on before the answer",
+        )
+    } else {
+        finding(
+            lost,
+            server,
+            view,
+            Cause::EdgeTimeout,
+            0.8,
+            "the edge gave up waiting and closed the connection before the answer",
+        )
+    })
+}
+
+fn nginx_master(view: &View, key: &ProcKey) -> Option<ProcKey> {
+    match view.table.role(key).role {
+        Role::NginxMaster => Some(*key),
+        Role::NginxWorker => Some(view.table.parent(key).map_or(*key, |p| p.key)),
+        _ => None,
+    }
+}
+
+/// A reset came, the path died, or an administrator destroyed the socket (`ss -K`): `sk_err` was set before the close.
+pub fn reset(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer, .. } = &lost.evidence else { return None };
+    match closer {
+        Closer::PeerReset => Some(finding(
+            lost,
+            server,
+            view,
+            Cause::RequesterReset,
+            0.95,
+            "the requesting side reset the connection before the answer",
+        )),
+        Closer::Other(err) => {
+            let mut f = finding(
+                lost,
+                server,
+                view,
+                Cause::RequesterReset,
+                0.6,
+                "the connection was ended by the network or an administrator before the answer",
+            );
+            f.sub_cause = Some(match err {
+                103 => "aborted",
+                110 => "timed-out",
+                _ => "path",
+            });
+            Some(f)
+        }
+        _ => None,
+    }
+}
+
+/// The application closed without an answer while it went on living, and nobody had told it to stop: nginx's `return 444`,
+/// a request header that never came to its end, an HTTP/2 connection that was idle.
+pub fn deliberate(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::Local, clause, .. } = &lost.evidence else { return None };
+    let told_to_stop = server.stop_signals(view, lost.at).next().is_some();
+    if server.exiting
+        || told_to_stop
+        || server.kind == Kind::Unknown
+        || *clause == Clause::Unread && lost.bytes_sent > 0
+    {
+        return None;
+    }
+    Some(finding(
+        lost,
+        server,
+        view,
+        Cause::DeliberateClose,
+        0.7,
+        "the server closed the connection without an answer and went on: a decision of its configuration",
+    ))
+}
