@@ -157,6 +157,11 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("fast.php", "echo \"fast\\n\"; ledger('end');\n"),
     ("slow.php", "stay_until(hrtime(true) + 1000000 * (int)($_GET['ms'] ?? 1000)); echo \"slow\\n\"; ledger('end');\n"),
     (
+        "sse.php",
+        "header('Content-Type: text/event-stream');\n$n = (int)($_GET['n'] ?? 3);\nfor ($i = 0; $i < $n; $i++) {\n    \
+         echo \"data: $i\\n\\n\"; @ob_flush(); flush();\n    stay_until(hrtime(true) + 3000000);\n}\nledger('end');\n",
+    ),
+    (
         "drip.php",
         "$n = (int)($_GET['n'] ?? 5);\nfor ($i = 0; $i < $n; $i++) {\n    echo str_repeat('.', 64), \"\\n\"; \
          @ob_flush(); flush();\n    stay_until(hrtime(true) + 200000000);\n}\nledger('end');\n",

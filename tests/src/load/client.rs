@@ -25,6 +25,8 @@ pub struct Progress {
     /// Sent, and not ended in any way.
     pub in_flight: AtomicU64,
     pub refused: AtomicU64,
+    /// Answered with a status of 500 or above.
+    pub errors: AtomicU64,
     /// Ended in another way than by an answer.
     pub failed: AtomicU64,
     /// Ledger lines, of requests and of connections without one.
@@ -482,6 +484,10 @@ impl Client {
         if c.t_sent.is_some() {
             p.in_flight.fetch_sub(1, Ordering::Relaxed);
         }
+        let error = matches!(outcome, Outcome::HttpError { status: 500.. });
+        if error {
+            add(&p.errors);
+        }
         match outcome {
             Outcome::Ok { .. } | Outcome::HttpError { .. } => add(&p.answered),
             Outcome::Refused => add(&p.refused),
@@ -514,7 +520,7 @@ impl Client {
         }
         let refusals = Progress::get(&p.refused);
         self.stopping |= outcome == Outcome::Refused && self.conf.max_refused.is_some_and(|max| refusals >= max);
-        let pause = if outcome == Outcome::Refused { self.conf.refused_pause } else { self.conf.think };
+        let pause = if error || outcome == Outcome::Refused { self.conf.refused_pause } else { self.conf.think };
         let at = self.pace(now + ns(pause));
         self.slots[i].state = if keep { State::Kept(at) } else { State::Waiting(at) };
     }

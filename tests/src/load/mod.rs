@@ -35,7 +35,7 @@ pub struct LoadConf {
     pub abort: Option<(Duration, Abort)>,
     /// For each of: connecting, and the answer.
     pub timeout: Duration,
-    /// A connection waits so long after it was refused.
+    /// A connection waits so long after it was refused, or answered with a status of 500 or above.
     pub refused_pause: Duration,
     /// Stop by itself after so many attempts (requests sent, or connections that failed).
     pub max_attempts: Option<u64>,
