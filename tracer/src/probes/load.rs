@@ -112,6 +112,16 @@ impl Probes {
         Ok(())
     }
 
+    /// Detaches all of them. Their statistics can still be read.
+    pub fn detach(&mut self) {
+        for row in PLAN {
+            if let Ok(program) = program(&mut self.ebpf, row.name()) {
+                // Fails only for what was never loaded.
+                let _ = program.unload();
+            }
+        }
+    }
+
     /// Each hook and how it is.
     pub fn status(&self) -> Vec<HookStatus> {
         let rows = PLAN.iter().zip(&self.states);

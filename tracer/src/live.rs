@@ -1,0 +1,427 @@
+//! The live source: attaches the probes, scans what was there before them, and gives the one input sequence.
+//!
+//! Order: `Started`, `Clock`, the cgroups, processes and listeners of the start-up scan, `Ready`; then per batch: losses,
+//! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds, and a `Tick` up to which all events
+//! were fed. Attach first, then scan: what happens in between is in the ring and follows after `Ready`, with its time.
+
+mod check;
+mod facts;
+mod filter;
+
+use crate::kernel::fields::{self, FieldError, Globals};
+use crate::kernel::host::{Host, Mounts, Rights};
+use crate::kernel::{btf, clock};
+use crate::model::event::{Event, EventKind};
+use crate::model::input::{Degraded, LossFact, Started};
+use crate::model::{BootNs, EventId, Input};
+use crate::probes::load::{LoadError, Probes, Settings};
+use crate::probes::tables::{Listeners, Skip, TableError};
+use crate::ring::counters::{Counters, HookTotals};
+use crate::ring::drain::{Batch, Drain};
+use crate::sources::{cgroups, procfs};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use check::CheckError;
+
+/// How often the ring is read when nothing wakes the reader.
+const POLL: Duration = Duration::from_millis(50);
+/// At most this often: counters of the kernel side and a tick with them, ns.
+const TICK: u64 = 50_000_000;
+/// Without events, a tick this often, ns.
+const IDLE_TICK: u64 = 200_000_000;
+/// Recursion misses are read through /proc: less often, ns.
+const RECURSION: u64 = 250_000_000;
+/// A clock sample and a look at the filter this often, ns.
+const CLOCK: u64 = 10_000_000_000;
+
+/// Signals that are not recorded unless asked for: CHLD, URG, WINCH, ALRM, VTALRM, IO and the real-time ones. They are
+/// frequent (Go's scheduler sends URG thousands of times a second) and explain no lost request; PROF, PIPE and the rest do
+/// or may.
+const QUIET: [u32; 6] = [17, 23, 28, 14, 26, 29];
+
+/// Bit `n` set: signal `n` is recorded.
+pub fn signal_mask(all: bool) -> u64 {
+    if all {
+        return u64::MAX;
+    }
+    QUIET.into_iter().fold(0xffff_fffe, |mask, signal| mask & !(1 << signal))
+}
+
+/// What a live run wants.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where /proc and /sys of the host are: `/`, or a host mount.
+    pub root: PathBuf,
+    /// Name of the node in all output; `None`: the host name.
+    pub node: Option<String>,
+    /// Ring buffer in bytes, a power of two.
+    pub ring_bytes: u32,
+    /// Pending bytes from which the probes wake the reader at once.
+    pub wake_bytes: u32,
+    /// All signals, not only [`signal_mask`]'s.
+    pub all_signals: bool,
+    /// Leave out cgroups of the host's own services.
+    pub filter: bool,
+    /// Compare the probes' records of our own doings with what we know, and refuse to run when they differ.
+    pub check: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            root: PathBuf::from("/"),
+            node: None,
+            ring_bytes: 8 << 20,
+            wake_bytes: 256 << 10,
+            all_signals: false,
+            filter: true,
+            check: true,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LiveError {
+    #[error("no kernel type information at {path}: {source}")]
+    NoBtf { path: PathBuf, source: io::Error },
+    #[error("the kernel's type information: {0}")]
+    Btf(#[from] btf::BtfError),
+    #[error(transparent)]
+    Fields(#[from] FieldError),
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    #[error(transparent)]
+    Table(#[from] TableError),
+    #[error("{what}: {source}")]
+    Io { what: &'static str, source: io::Error },
+}
+
+/// What a run saw and did not see, for the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub hooks: Vec<HookTotals>,
+    /// Events given out.
+    pub events: u64,
+    /// The kernel's tick rate, when enough connections were seen to tell.
+    pub hz: Option<u32>,
+}
+
+/// A running observation. Dropping it detaches the probes.
+pub struct Live {
+    probes: Probes,
+    drain: Drain,
+    counters: Counters,
+    /// Keeps the map that the probes look ports up in.
+    _listeners: Listeners,
+    skip: Skip,
+    filter: filter::Filter,
+    resolver: cgroups::Resolver,
+    seen: facts::Seen,
+    own: check::Own,
+    reasons: BTreeMap<u32, String>,
+    /// Inputs that wait to be given out: the start.
+    pending: Vec<Input>,
+    timer: tokio::time::Interval,
+    next_id: u64,
+    hz: facts::Hz,
+    warnings: Vec<String>,
+    last_tick: BootNs,
+    last_counters: BootNs,
+    last_recursion: BootNs,
+    last_clock: BootNs,
+    /// Events were given since the last tick.
+    unticked: bool,
+    /// The ring was not read to its end.
+    more: bool,
+}
+
+impl Live {
+    /// Loads and attaches the probes, checks them, scans the host. Inside a tokio runtime with I/O and time enabled.
+    pub async fn start(options: Options) -> Result<Live, LiveError> {
+        let root = options.root.as_path();
+        let rights = Rights::read(Path::new("/"));
+        let mounts = Mounts::read(root);
+        let globals = globals(root, &mounts)?;
+        let mut probes = load(&options, &globals, rights)?;
+        let (ring, counters) = (probes.ring()?, probes.counters()?);
+        let (mut listeners, mut skip) = (probes.listeners()?, probes.skip()?);
+
+        let started = clock::boot_ns();
+        probes.attach()?;
+        let io = |what| move |source| LiveError::Io { what, source };
+        let mut drain = Drain::new(ring).map_err(io("cannot wait for the ring buffer"))?;
+        let mut degraded = degradations(&globals, &mounts, rights, &probes);
+        let mut own = check::Own::default();
+        let mut early = Vec::new();
+        if options.check {
+            let checked = check::run(&mut drain, &mounts, options.all_signals).await?;
+            degraded.extend(checked.unchecked);
+            (own, early) = (checked.own, checked.batches);
+        }
+
+        let mut resolver = cgroups::Resolver::new(root);
+        let at = clock::boot_ns();
+        let scan = procfs::scan(root, at).map_err(io("cannot scan the host's processes"))?;
+        let known = resolver.snapshot(clock::boot_ns());
+        for l in &scan.listeners {
+            listeners.add(l.netns, l.port, started)?;
+        }
+        let filter = match &mounts.cgroup2 {
+            Some(mount) if options.filter => filter::Filter::new(root, mount, &scan, &resolver),
+            _ => filter::Filter::default(),
+        };
+        for cgroup in filter.skipped() {
+            skip.add(cgroup)?;
+        }
+
+        let host = Host::read(root);
+        let mut pending = vec![Input::Started(Started {
+            at: started,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: options.node.unwrap_or(host.node),
+            boot_id: host.boot_id,
+            kernel: host.kernel,
+            hooks: probes.status(),
+            degraded,
+            host_netns: host.netns,
+            host_pidns: host.pidns,
+        })];
+        pending.push(clock_sample());
+        let mut seen = facts::Seen::default();
+        for fact in known {
+            seen.first(fact.hierarchy, fact.id);
+            pending.push(Input::Cgroup(fact));
+        }
+        pending.extend(scan.processes.into_iter().map(Input::Process));
+        pending.extend(scan.listeners.into_iter().map(Input::Listener));
+        let now = clock::boot_ns();
+        pending.push(Input::Ready { at: now });
+
+        let mut timer = tokio::time::interval(POLL);
+        timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut live = Live {
+            counters: Counters::new(counters, started),
+            reasons: globals.reset_reasons,
+            probes,
+            drain,
+            _listeners: listeners,
+            skip,
+            filter,
+            resolver,
+            seen,
+            own,
+            pending,
+            timer,
+            next_id: 1,
+            hz: facts::Hz::default(),
+            warnings: Vec::new(),
+            last_tick: 0,
+            last_counters: 0,
+            last_recursion: 0,
+            last_clock: now,
+            unticked: false,
+            more: false,
+        };
+        for batch in early {
+            let inputs = live.assemble(batch);
+            live.pending.extend(inputs);
+        }
+        Ok(live)
+    }
+
+    /// The next inputs, at least one. Cancel-safe: nothing is taken from the ring before it can be returned.
+    pub async fn next_batch(&mut self) -> Vec<Input> {
+        loop {
+            if !self.pending.is_empty() {
+                return std::mem::take(&mut self.pending);
+            }
+            if self.more {
+                // A flood must not keep signals from being seen.
+                tokio::task::yield_now().await;
+            } else {
+                let woken = tokio::select! {
+                    woken = self.drain.woken() => woken,
+                    _ = self.timer.tick() => Ok(()),
+                };
+                if let Err(e) = woken {
+                    self.warn(format!("waiting for the ring buffer: {e}"));
+                    // Else a descriptor that is broken for good would be asked in a circle.
+                    self.timer.tick().await;
+                }
+            }
+            let batch = self.drain.pass();
+            self.more = batch.more;
+            let out = self.assemble(batch);
+            if !out.is_empty() {
+                return out;
+            }
+        }
+    }
+
+    /// Detaches the probes and gives what is left: the last events and losses, then `Stopped`.
+    pub fn stop(mut self) -> (Vec<Input>, Totals) {
+        self.probes.detach();
+        let mut out = std::mem::take(&mut self.pending);
+        let batch = self.drain.last();
+        self.last_counters = 0;
+        self.last_recursion = 0;
+        let at = batch.watermark;
+        out.extend(self.assemble(batch));
+        out.push(Input::Stopped { at });
+        let hooks = self.counters.totals(&self.probes.recursion_misses()).unwrap_or_default();
+        (out, Totals { hooks, events: self.next_id - 1, hz: self.hz.rate() })
+    }
+
+    /// Names of `enum sk_rst_reason` on this kernel, without their prefix; empty before 6.10.
+    pub fn reset_reasons(&self) -> &BTreeMap<u32, String> {
+        &self.reasons
+    }
+
+    /// Things that went wrong on the way without ending it, for the log; each is told once.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    fn warn(&mut self, text: String) {
+        // Bounded: what repeats is not worth more than a few lines.
+        if self.warnings.len() < 32 {
+            self.warnings.push(text);
+        }
+    }
+
+    /// One pass over the ring as inputs: losses first, so that no window closes before its losses are known.
+    fn assemble(&mut self, batch: Batch) -> Vec<Input> {
+        let now = clock::boot_ns();
+        let counters_due = now.saturating_sub(self.last_counters) >= TICK;
+        let mut losses = batch.losses;
+        if counters_due {
+            losses.extend(self.kernel_losses(now));
+        }
+        if let Some(e) = batch.undecodable {
+            self.warn(format!("a record could not be decoded: {e}"));
+        }
+        let mut out: Vec<Input> = losses.into_iter().map(Input::Loss).collect();
+        out.extend(self.resolver.due(now).into_iter().map(Input::Cgroup));
+        for event in batch.events {
+            self.give(event, now, &mut out);
+        }
+        if now.saturating_sub(self.last_clock) >= CLOCK {
+            self.last_clock = now;
+            out.push(clock_sample());
+            self.refilter();
+        }
+        // A tick closes windows, so it needs counters that are as new as itself.
+        if counters_due && (self.unticked || now.saturating_sub(self.last_tick) >= IDLE_TICK) {
+            self.last_tick = now;
+            self.unticked = false;
+            out.push(Input::Tick { at: batch.watermark });
+        }
+        out
+    }
+
+    fn kernel_losses(&mut self, now: BootNs) -> Vec<LossFact> {
+        self.last_counters = now;
+        let misses = (now.saturating_sub(self.last_recursion) >= RECURSION).then(|| {
+            self.last_recursion = now;
+            self.probes.recursion_misses()
+        });
+        match self.counters.losses(now, misses.as_deref()) {
+            Ok(losses) => losses,
+            Err(e) => {
+                self.warn(format!("the probes' counters cannot be read, losses are not known: {e}"));
+                Vec::new()
+            }
+        }
+    }
+
+    /// An event with its id, after the cgroups that it is the first to name.
+    fn give(&mut self, mut event: Event, now: BootNs, out: &mut Vec<Input>) {
+        if self.own.made(&event) {
+            return;
+        }
+        for (hierarchy, id) in facts::cgroups(&event) {
+            if self.seen.first(hierarchy, id) {
+                // None: the tree was walked a moment ago; `due()` tells later.
+                out.extend(self.resolver.try_resolve(id, hierarchy, now).map(Input::Cgroup));
+            }
+        }
+        if let EventKind::TcpState(s) = &event.kind {
+            self.hz.add(event.at, s.jiffies);
+        }
+        event.id = EventId(self.next_id);
+        self.next_id += 1;
+        self.unticked = true;
+        out.push(Input::Event(event));
+    }
+
+    /// A host cgroup in which a server was started meanwhile is watched again.
+    fn refilter(&mut self) {
+        for cgroup in self.filter.notable_now(clock::boot_ns()) {
+            if let Err(e) = self.skip.remove(cgroup) {
+                self.warn(e.to_string());
+            }
+        }
+    }
+}
+
+fn clock_sample() -> Input {
+    let sample = clock::sample();
+    Input::Clock { at: sample.boot_ns, wall_ns: sample.wall_ns }
+}
+
+fn globals(root: &Path, mounts: &Mounts) -> Result<Globals, LiveError> {
+    let path = root.join(btf::VMLINUX);
+    let data = btf::read(&path).map_err(|source| LiveError::NoBtf { path, source })?;
+    let types = btf::Btf::parse(&data)?;
+    Ok(fields::resolve(&types, mounts.v1().map(|(controller, _)| controller))?)
+}
+
+fn load(options: &Options, globals: &Globals, rights: Option<Rights>) -> Result<Probes, LiveError> {
+    let mut salt = [0; 8];
+    rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| LiveError::Io { what: "no random numbers", source: e.into() })?;
+    let settings = Settings {
+        globals,
+        ring_bytes: options.ring_bytes,
+        map_sizes: &[],
+        sig_mask: signal_mask(options.all_signals),
+        wake_bytes: options.wake_bytes,
+        sk_salt: u64::from_ne_bytes(salt),
+        rights,
+    };
+    Ok(Probes::load(crate::probes::OBJECT, &settings)?)
+}
+
+/// What this kernel, these mounts and these rights cannot give; one line each.
+fn degradations(globals: &Globals, mounts: &Mounts, rights: Option<Rights>, probes: &Probes) -> Vec<Degraded> {
+    let mut all = globals.degraded.clone();
+    let mut add = |id: &str, text: String| all.push(Degraded { id: id.to_owned(), text });
+    if mounts.tracefs.is_none() {
+        add("no-tracefs", "tracefs is not mounted; the probes do not need it, later hooks may".to_owned());
+    }
+    if mounts.cgroup2.is_none() {
+        let text = match mounts.v1() {
+            Some((controller, _)) => {
+                format!("cgroup2 is not mounted: processes are named by {controller} cgroups, sockets by their process")
+            }
+            None => "no cgroup hierarchy is mounted: containers cannot be named".to_owned(),
+        };
+        add("no-cgroup2", text);
+    }
+    let missing = rights.map(|r| r.missing_to_identify()).unwrap_or_default();
+    if !missing.is_empty() {
+        add("no-identity-rights", format!("{} missing: some processes stay without names", missing.join(" and ")));
+    }
+    if probes.recursion_misses().iter().all(Option::is_none) {
+        add("no-recursion-count", "this kernel does not count the runs of a probe that it skipped".to_owned());
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests;

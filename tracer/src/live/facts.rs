@@ -1,0 +1,112 @@
+//! Small bookkeeping over events: which cgroups they name, which were seen, how fast the kernel ticks.
+
+use crate::kernel::clock;
+use crate::model::BootNs;
+use crate::model::event::{Event, EventKind, Task};
+use crate::model::input::Hierarchy;
+use std::collections::{HashSet, VecDeque};
+
+/// The cgroup ids that an event names, without 0 (unknown).
+pub(super) fn cgroups(event: &Event) -> Vec<(Hierarchy, u64)> {
+    let mut ids = Vec::with_capacity(4);
+    let mut task = |t: &Task| ids.extend([(Hierarchy::V2, t.cgroup), (Hierarchy::V1, t.cgroup_v1)]);
+    match &event.kind {
+        EventKind::SignalGenerated(s) => {
+            task(&s.sender);
+            task(&s.target);
+        }
+        EventKind::Forked { parent, child } => {
+            task(parent);
+            task(child);
+        }
+        EventKind::SignalDelivered(s) => task(&s.task),
+        EventKind::Execed(e) => task(&e.task),
+        EventKind::Exited { task: t, .. } | EventKind::OomVictim { task: t } => task(t),
+        EventKind::TcpState(s) => {
+            task(&s.task);
+            ids.push((Hierarchy::V2, s.sk_cgroup));
+        }
+        EventKind::ResetSent(r) => {
+            task(&r.task);
+            ids.push((Hierarchy::V2, r.sk_cgroup));
+            ids.extend(r.digest.iter().map(|d| (Hierarchy::V2, d.sk_cgroup)));
+        }
+        EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => ids.push((Hierarchy::V2, n.sk_cgroup)),
+    }
+    ids.retain(|(_, id)| *id != 0);
+    ids
+}
+
+/// cgroups whose facts were given. Bounded: one that was pushed out is given again, which is harmless.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    known: HashSet<(Hierarchy, u64)>,
+    order: VecDeque<(Hierarchy, u64)>,
+}
+
+impl Seen {
+    const MOST: usize = 65_536;
+
+    /// True the first time.
+    pub(super) fn first(&mut self, hierarchy: Hierarchy, id: u64) -> bool {
+        if !self.known.insert((hierarchy, id)) {
+            return false;
+        }
+        self.order.push_back((hierarchy, id));
+        if self.order.len() > Self::MOST
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        true
+    }
+}
+
+/// The kernel's tick rate, from the jiffies that records carry.
+#[derive(Debug, Default)]
+pub(super) struct Hz {
+    first: Option<(BootNs, u32)>,
+    last: Option<(BootNs, u32)>,
+}
+
+impl Hz {
+    pub(super) fn add(&mut self, at: BootNs, jiffies: u32) {
+        // At 1000 Hz jiffies wrap after 49 days: start again long before that.
+        if self.first.is_none_or(|(first, _)| at.saturating_sub(first) > 86_400_000_000_000) {
+            self.first = Some((at, jiffies));
+        }
+        self.last = Some((at, jiffies));
+    }
+
+    pub(super) fn rate(&self) -> Option<u32> {
+        clock::deduce_hz(&[self.first?, self.last?])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cgroup_is_new_once_and_again_after_it_was_pushed_out() {
+        let mut seen = Seen::default();
+        assert!(seen.first(Hierarchy::V2, 7) && !seen.first(Hierarchy::V2, 7));
+        assert!(seen.first(Hierarchy::V1, 7), "ids of the hierarchies are apart");
+        (0..Seen::MOST as u64).for_each(|i| {
+            seen.first(Hierarchy::V2, 1000 + i);
+        });
+        assert!(seen.first(Hierarchy::V2, 7));
+        assert_eq!(seen.order.len(), Seen::MOST);
+        assert_eq!(seen.known.len(), Seen::MOST);
+    }
+
+    #[test]
+    fn the_tick_rate_needs_two_moments() {
+        let mut hz = Hz::default();
+        assert_eq!(hz.rate(), None);
+        hz.add(1_000_000_000, 500);
+        assert_eq!(hz.rate(), None);
+        hz.add(3_000_000_000, 1000);
+        assert_eq!(hz.rate(), Some(250));
+    }
+}
