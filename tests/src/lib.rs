@@ -9,10 +9,12 @@
 //! load     the client and its ledger (one line per request)
 //! tracer   starts and stops why502
 //! ledger   the comparison: one incident per lost request, with an allowed cause
+//! fire     what the probes' smoke test does to the kernel
 //! guard    one test at a time, skip reasons, waiting on conditions
 //! ```
 
 pub mod cgroup;
+pub mod fire;
 pub mod guard;
 pub mod launch;
 pub mod ledger;

@@ -8,6 +8,7 @@ use crate::pod::Pod;
 use crate::tun::{Trouble, Tun};
 use crate::{cgroup, net};
 use anyhow::Result;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 /// What to build.
@@ -86,6 +87,12 @@ impl Site {
     /// Where a user sends requests: the edge if there is one, else the pod.
     pub fn addr(&self) -> SocketAddr {
         self.edge.as_ref().map_or(self.pod_addr(false), |e| SocketAddr::new(e.link.right4.into(), 80))
+    }
+
+    /// Ids of the requests that a php script has started for: nginx had read these.
+    pub fn started_scripts(&self) -> Result<HashSet<String>> {
+        let served = self.fpm.as_ref().map(Fpm::served).transpose()?.unwrap_or_default();
+        Ok(served.into_iter().filter(|s| s.ev == "start").map(|s| s.id).collect())
     }
 
     /// Whether an address or namespace is one of this site: other tests of this machine have incidents of their own.

@@ -7,7 +7,6 @@
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use nix::sys::signal::Signal;
-use std::collections::HashSet;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -91,8 +90,7 @@ fn demo(args: &Args) -> Result<bool> {
     let enough = u64::from(args.connections) + 20;
     wait("the requests that are lost", half, || Progress::get(&load.progress.errors) >= enough)?;
     let requests = load.stop()?;
-    let seen = site.fpm.as_ref().map(|f| f.served()).transpose()?.unwrap_or_default();
-    let rules = Rules { made: &[502], seen: seen.into_iter().map(|s| s.id).collect::<HashSet<_>>(), allowed: &allowed };
+    let rules = Rules { made: &[502], seen: site.started_scripts()?, allowed: &allowed };
     let lost = requests.iter().filter(|r| ledger::is_lost(r, rules.made)).count();
     watch.wait_for(lost, &site)?;
     let said = watch.stop()?;

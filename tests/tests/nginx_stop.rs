@@ -1,0 +1,99 @@
+//! SIGTERM and SIGQUIT to nginx under load: every request that the client lost has one incident, with an allowed cause.
+//!
+//! `RUNS=20` for the full figure.
+
+mod common;
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::Signal;
+use std::time::Duration;
+use why502::model::incident::Cause;
+use why502_tests::guard::{self, wait};
+use why502_tests::ledger::{self, Rules};
+use why502_tests::load::{Load, LoadConf, Progress, Request};
+use why502_tests::php::FpmConf;
+use why502_tests::site::{Site, SiteConf};
+use why502_tests::tracer::{self, Tracer};
+
+/// So many attempts are refused after the stop before the load ends.
+const REFUSED: u64 = 60;
+
+#[test]
+fn term_under_busy_keep_alive_connections() -> Result<()> {
+    runs(Signal::SIGTERM, true)
+}
+
+#[test]
+fn term_under_a_connection_per_request() -> Result<()> {
+    runs(Signal::SIGTERM, false)
+}
+
+#[test]
+fn quit_under_busy_keep_alive_connections() -> Result<()> {
+    runs(Signal::SIGQUIT, true)
+}
+
+#[test]
+fn quit_under_a_connection_per_request() -> Result<()> {
+    runs(Signal::SIGQUIT, false)
+}
+
+fn runs(signal: Signal, keep_alive: bool) -> Result<()> {
+    if let Some(why) = guard::why_not_traced() {
+        println!("skipped: {why}");
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let runs = guard::number("RUNS", 2);
+    let (mut lost, mut bad) = (0, Vec::new());
+    for run in 1..=runs {
+        let result = one(signal, keep_alive)?;
+        println!("{signal}, keep-alive {keep_alive}, run {run}: {result}");
+        lost += result.lost_total();
+        bad.extend(result.complaints().into_iter().map(|c| format!("run {run}: {c}")));
+    }
+    println!("{signal}, keep-alive {keep_alive}: {lost} lost requests in {runs} runs, {} deviations", bad.len());
+    ensure!(bad.is_empty(), "{}", bad.join("\n"));
+    Ok(())
+}
+
+fn one(signal: Signal, keep_alive: bool) -> Result<ledger::Comparison> {
+    let site = Site::start(&SiteConf { fpm: Some(FpmConf::default()), ..SiteConf::default() })?;
+    let watch = Tracer::watch(&tracer::binary()?, &[])?;
+    let mut conf = LoadConf::new(site.pod_addr(false), "/static");
+    // Mostly fast answers, as a busy pod gives; some that php works on at any moment.
+    conf.more_paths = ["/static", "/fast.php", "/static", "/slow.php?ms=30"].map(String::from).to_vec();
+    (conf.connections, conf.keep_alive, conf.max_refused) = (40, keep_alive, Some(REFUSED));
+    let load = Load::start(Some(site.client.path()), conf)?;
+    wait("2000 answers", Duration::from_secs(60), || Progress::get(&load.progress.answered) >= 2000)?;
+    site.nginx.container.signal(signal)?;
+    wait("the refused attempts", Duration::from_secs(60), || load.finished())?;
+    let requests = load.join()?;
+    let seen = site.started_scripts()?;
+    let lost = requests.iter().filter(|r| ledger::is_lost(r, &[])).count();
+    ensure!(lost as u64 >= REFUSED, "only {lost} requests were lost: the stop did not happen");
+    watch.wait_for(lost, &site)?;
+    let said = watch.stop()?;
+    ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
+    common::check_schema(&said)?;
+    let allowed = allowed(signal == Signal::SIGTERM);
+    Ok(ledger::compare(&requests, &said.claims(&site), &Rules { made: &[], seen, allowed: &allowed }))
+}
+
+/// The causes that are right for a request lost by a stop of nginx; `started`: php worked on it, so nginx had read it.
+fn allowed(term: bool) -> impl Fn(&Request, bool) -> &'static [Cause] {
+    use Cause::{EndpointRace, KeepaliveRaceOnShutdown, NginxAcceptQueueDropped, NginxFastShutdown};
+    use why502_tests::load::Outcome::{ConnectReset, Refused};
+    move |r, started| match (r.outcome, term, started) {
+        (Refused, ..) => &[EndpointRace],
+        (ConnectReset, ..) => &[NginxAcceptQueueDropped],
+        (_, true, true) => &[NginxFastShutdown],
+        // A graceful stop finishes what it has read.
+        (_, false, true) => &[],
+        // A kept connection was accepted long ago: its request was read and cut, or it came after the close.
+        (_, true, false) if !r.fresh() => &[NginxFastShutdown, KeepaliveRaceOnShutdown],
+        (_, false, false) if !r.fresh() => &[KeepaliveRaceOnShutdown],
+        (_, true, false) => &[NginxFastShutdown, NginxAcceptQueueDropped],
+        (_, false, false) => &[NginxAcceptQueueDropped],
+    }
+}
