@@ -3,9 +3,11 @@
 
 use super::say;
 use super::summary::Summary;
+use crate::live::{Live, Options};
 use crate::model::Input;
 use crate::model::input::{HookState, Started};
 use anyhow::Context;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -23,20 +25,37 @@ pub(super) struct Wish {
 /// Whether to go on.
 pub(super) type Next = anyhow::Result<ControlFlow<()>>;
 
+/// What a command sees beside the input.
+pub(super) struct View<'a> {
+    pub(super) summary: &'a mut Summary,
+    /// Names of the running kernel's reset reasons, by number.
+    pub(super) reset_reasons: &'a BTreeMap<u32, String>,
+}
+
 /// Runs until Ctrl-C, SIGTERM, the wished time or `each` ends it; then the probes are detached, the last inputs are
 /// fed, and the summary is complete.
-pub(super) fn run(wish: Wish, each: impl FnMut(&Input, &mut Summary) -> Next) -> anyhow::Result<Summary> {
-    super::host::refuse()?;
+pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(observe(wish, each))
 }
 
-async fn observe(wish: Wish, mut each: impl FnMut(&Input, &mut Summary) -> Next) -> anyhow::Result<Summary> {
+async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
+    let options = Options { all_signals: wish.all_signals, ..Options::default() };
+    let mut live = tokio::select! {
+        biased;
+        () = stop.wait() => anyhow::bail!("ended by a signal before the start was done"),
+        live = Live::start(options) => live?,
+    };
+    let reset_reasons = live.reset_reasons().clone();
     let mut summary = Summary::default();
-    let mut source = Source::start(&wish)?;
-    let end = tokio::time::sleep(wish.duration.unwrap_or(Duration::MAX / 4));
+    let mut feed = |input: &Input, summary: &mut Summary| {
+        summary.input(input);
+        announce(input);
+        each(input, View { summary, reset_reasons: &reset_reasons })
+    };
+    let end = tokio::time::sleep(wish.duration.unwrap_or_default());
     tokio::pin!(end);
     let mut result = Ok(());
     'all: loop {
@@ -45,12 +64,11 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, &mut Summary) -> Next)
             biased;
             () = stop.wait() => break,
             () = &mut end, if wish.duration.is_some() => break,
-            batch = source.next_batch() => batch?,
+            batch = live.next_batch() => batch,
         };
+        live.take_warnings().iter().for_each(say);
         for input in &batch {
-            announce(input);
-            summary.input(input);
-            match each(input, &mut summary) {
+            match feed(input, &mut summary) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => break 'all,
                 Err(err) => {
@@ -60,12 +78,13 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, &mut Summary) -> Next)
             }
         }
     }
-    for input in source.stop(&mut summary) {
-        summary.input(&input);
+    let (last, totals) = live.stop();
+    for input in &last {
         if result.is_ok() {
-            result = each(&input, &mut summary).map(drop);
+            result = feed(input, &mut summary).map(drop);
         }
     }
+    summary.answered = Some(totals.hooks.iter().map(|hook| hook.answered).sum());
     result.map(|()| summary)
 }
 
@@ -115,22 +134,5 @@ impl Stop {
             _ = self.int.recv() => {}
             _ = self.term.recv() => {}
         }
-    }
-}
-
-/// The live source, as far as the commands need it.
-struct Source {}
-
-impl Source {
-    fn start(_wish: &Wish) -> anyhow::Result<Self> {
-        anyhow::bail!("this build has no live source")
-    }
-
-    async fn next_batch(&mut self) -> anyhow::Result<Vec<Input>> {
-        std::future::pending().await
-    }
-
-    fn stop(self, _summary: &mut Summary) -> Vec<Input> {
-        Vec::new()
     }
 }

@@ -27,8 +27,7 @@ Examples:
 
 Exit codes: 0 ok, 1 failed, 2 bad usage. `why502 COMMAND --help` tells more.";
 
-/// Tells for every lost request of this node which signal, exit, reset or race killed it, who caused that, and what to
-/// change.
+/// Tells for each lost request which signal, exit, reset or race killed it, and what to change.
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES, max_term_width = 100, disable_help_subcommand = true)]
 struct Cli {

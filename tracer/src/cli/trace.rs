@@ -1,14 +1,16 @@
 //! `why502 trace`: every event, live, one line each.
 
-use super::live::{self, Wish};
+use super::live::{self, View, Wish};
 use super::output::OutputArgs;
 use super::watch::PATIENCE;
+use crate::identity::{ContainerInfo, Limits, Table};
 use crate::model::event::{EventKind, Task, Tuple};
+use crate::model::incident::{Container, Pod};
+use crate::model::time::{WallClock, time_of_day};
 use crate::model::{BootNs, Event, Input};
 use crate::sinks::json::EventLine;
 use crate::sinks::queue::{self, Queue};
 use crate::sinks::text::Paint;
-use crate::sinks::time::{WallClock, time_of_day};
 use crate::sinks::{names, trace};
 use anyhow::Context;
 use std::ops::ControlFlow;
@@ -74,10 +76,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::LINES).context("cannot start the writing thread")?;
-    let mut tracer = Tracer { args: &args, paint, clock: WallClock::default(), host_pidns: 0 };
+    let mut tracer = Tracer::new(&args, paint);
     let wish = Wish { all_signals: args.all_signals, duration: args.duration };
-    let mut summary = live::run(wish, |input, _| {
-        if let Some(line) = tracer.input(input)? {
+    let mut summary = live::run(wish, |input, view| {
+        if let Some(line) = tracer.input(input, &view)? {
             lines.push(line);
         }
         Ok(if lines.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
@@ -95,29 +97,74 @@ struct Tracer<'a> {
     paint: Paint,
     clock: WallClock,
     host_pidns: u32,
+    who: Table,
 }
 
-impl Tracer<'_> {
-    fn input(&mut self, input: &Input) -> anyhow::Result<Option<String>> {
+impl<'a> Tracer<'a> {
+    fn new(args: &'a Args, paint: Paint) -> Self {
+        let who = Table::new(Limits::default());
+        Tracer { args, paint, clock: WallClock::default(), host_pidns: 0, who }
+    }
+
+    fn input(&mut self, input: &Input, view: &View<'_>) -> anyhow::Result<Option<String>> {
+        self.who.observe(input);
         match input {
             Input::Started(started) => self.host_pidns = started.host_pidns,
             Input::Clock { at, wall_ns } => self.clock.sample(*at, *wall_ns),
-            Input::Event(event) if self.args.filter.fits(event) => return self.line(event).map(Some),
+            Input::Event(event) => {
+                let container = container(&self.who, &event.kind);
+                if self.args.filter.fits(event) && self.args.filter.fits_place(container) {
+                    return self.line(event, container, view).map(Some);
+                }
+            }
             _ => {}
         }
         Ok(None)
     }
 
-    fn line(&self, event: &Event) -> anyhow::Result<String> {
+    fn line(&self, event: &Event, container: Option<&ContainerInfo>, view: &View<'_>) -> anyhow::Result<String> {
         let at = self.clock.rfc3339(event.at);
+        let reset_reason = match &event.kind {
+            EventKind::ResetSent(r) => r.reason.and_then(|reason| view.reset_reasons.get(&reason)).map(String::as_str),
+            _ => None,
+        };
+        let of = container.map(|info| &info.container);
         if self.args.output.json() {
             let mut line = EventLine::new(event);
             line.at = at;
+            line.reset_reason = reset_reason;
+            line.pod =
+                of.and_then(|c| c.pod_uid.clone()).map(|uid| Pod { namespace: None, name: None, uid, workload: None });
+            line.container = of.map(|c| Container {
+                id: c.id.clone(),
+                name: None,
+                runtime: c.runtime.map(|runtime| runtime.id().to_string()),
+            });
             return Ok(line.to_json()?);
         }
         let time = at.as_deref().map_or_else(|| since_boot(event.at), |at| time_of_day(at).to_string());
-        let context = trace::Context { time: &time, host_pidns: self.host_pidns, place: "", paint: self.paint };
+        // Twelve hex digits are what docker and crictl print.
+        let place = of.map(|c| c.id.get(..12).unwrap_or(&c.id)).unwrap_or_default();
+        let context =
+            trace::Context { time: &time, host_pidns: self.host_pidns, place, reset_reason, paint: self.paint };
         Ok(trace::line(event, context))
+    }
+}
+
+/// The container that an event is about: a socket's own where it is known, since the task may be anybody; the target's
+/// and not the sender's.
+fn container<'t>(who: &'t Table, kind: &EventKind) -> Option<&'t ContainerInfo> {
+    let socket = |cgroup: u64| (cgroup != 0).then(|| who.container_of_cgroup(cgroup, 0)).flatten();
+    let task = |task: &Task| who.container_of_cgroup(task.cgroup, task.cgroup_v1);
+    match kind {
+        EventKind::SignalGenerated(s) => task(&s.target),
+        EventKind::SignalDelivered(s) => task(&s.task),
+        EventKind::Forked { child, .. } => task(child),
+        EventKind::Execed(e) => task(&e.task),
+        EventKind::Exited { task: t, .. } | EventKind::OomVictim { task: t } => task(t),
+        EventKind::TcpState(s) => socket(s.sk_cgroup).or_else(|| task(&s.task)),
+        EventKind::ResetSent(r) => socket(r.sk_cgroup).or_else(|| r.digest.as_ref().and_then(|d| socket(d.sk_cgroup))),
+        EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => socket(n.sk_cgroup),
     }
 }
 
@@ -136,6 +183,12 @@ impl Filter {
             && any(&self.port, |port| {
                 tuple(&event.kind).is_some_and(|t| t.local_port == *port || t.remote_port == *port)
             })
+    }
+
+    fn fits_place(&self, container: Option<&ContainerInfo>) -> bool {
+        let of = container.map(|info| &info.container);
+        any(&self.container, |id| of.is_some_and(|c| !id.is_empty() && c.id.starts_with(id.as_str())))
+            && any(&self.pod, |uid| of.is_some_and(|c| c.pod_uid.as_ref() == Some(uid)))
     }
 }
 

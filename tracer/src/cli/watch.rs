@@ -46,12 +46,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let lines = Queue::new(std::io::stdout(), queue::LINES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
     let wish = Wish { all_signals: false, duration: args.duration };
-    let mut summary = live::run(wish, |input, summary| {
+    let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {
             recording.write(input);
         }
         for output in judge.feed(input) {
-            summary.output(&output);
+            view.summary.output(&output);
             if args.all || is_blamed(&output) {
                 lines.push(args.output.render(&output, paint)?);
             }

@@ -26,6 +26,8 @@ pub struct EventLine<'a> {
     quality: Vec<&'static str>,
     pub pod: Option<Pod>,
     pub container: Option<Container>,
+    /// Name of a sent reset's `reason` on this kernel: the numbers differ from release to release.
+    pub reset_reason: Option<&'a str>,
     #[serde(flatten)]
     kind: &'a EventKind,
 }
@@ -42,6 +44,7 @@ impl<'a> EventLine<'a> {
             quality: super::names::quality(event.quality),
             pod: None,
             container: None,
+            reset_reason: None,
             kind: &event.kind,
         }
     }

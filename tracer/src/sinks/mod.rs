@@ -6,5 +6,4 @@ pub mod names;
 pub mod queue;
 pub mod recording;
 pub mod text;
-pub mod time;
 pub mod trace;

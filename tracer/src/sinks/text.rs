@@ -4,8 +4,8 @@
 //! it like a log. (In JSON it is effect first, as the rules build it.)
 
 use super::escape::escape;
-use super::time::time_of_day;
 use crate::model::incident::{Advice, Bound, Container, Incident, Missing, Pod, Stop};
+use crate::model::time::time_of_day;
 use crate::model::{Level, Output};
 use std::fmt::Write as _;
 

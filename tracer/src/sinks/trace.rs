@@ -24,6 +24,8 @@ pub struct Context<'a> {
     pub host_pidns: u32,
     /// Container or pod name, empty for none.
     pub place: &'a str,
+    /// Name of the reset reason on this kernel.
+    pub reset_reason: Option<&'a str>,
     pub paint: Paint,
 }
 
@@ -47,7 +49,7 @@ pub fn line(event: &Event, context: Context<'_>) -> String {
             _ = write!(out, "{} +++ {} +++", process(task, paint), exit(*code));
         }
         EventKind::TcpState(s) => tcp_state(&mut out, s, paint),
-        EventKind::ResetSent(r) => reset_sent(&mut out, r, paint),
+        EventKind::ResetSent(r) => reset_sent(&mut out, r, context),
         EventKind::ResetReceived(n) => {
             _ = write!(out, "tcp {} {}", tuple(&n.tuple, n.side), paint.red("RST received"));
             notice(&mut out, n);
@@ -169,12 +171,15 @@ fn tcp_state(out: &mut String, s: &TcpState, paint: Paint) {
     }
 }
 
-fn reset_sent(out: &mut String, r: &ResetSent, paint: Paint) {
+fn reset_sent(out: &mut String, r: &ResetSent, context: Context<'_>) {
+    let paint = context.paint;
     // Who opened it is known only for ports that listen.
     let side = if r.port_known { Side::Server } else { Side::Client };
     _ = write!(out, "tcp {} {}", tuple(&r.tuple, side), paint.red("RST sent"));
-    if let Some(reason) = r.reason {
-        _ = write!(out, " reason={reason}");
+    match (context.reset_reason, r.reason) {
+        (Some(name), _) => _ = write!(out, " reason={}", escape(name)),
+        (None, Some(number)) => _ = write!(out, " reason={number}"),
+        (None, None) => {}
     }
     if r.active {
         out.push_str(" on its own account");

@@ -1,0 +1,7 @@
+//! Outputs and command line: JSON against its schema, text as people see it, recordings, and the built binary.
+
+mod cli;
+mod recording;
+mod samples;
+mod schema;
+mod text;
