@@ -8,12 +8,13 @@
 //! Everything after decode is a pure function of one sequence of [`model::Input`]s.
 
 pub mod cli;
-pub mod identity;
 pub mod correlate;
 pub mod explain;
-pub mod model;
-pub mod sinks;
+pub mod identity;
 pub mod kernel;
-pub mod ring;
+pub mod live;
+pub mod model;
 pub mod probes;
+pub mod ring;
+pub mod sinks;
 pub mod sources;
