@@ -21,6 +21,14 @@ const SCAN_NS: BootNs = 20_000_000;
 /// Closed sockets remembered of one address.
 const CLOSED_MAX: usize = 256;
 
+/// What serves at a listening address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ServerKind {
+    Nginx,
+    PhpFpm,
+    Other,
+}
+
 /// Who has, or had, a listening socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Owner {
@@ -30,6 +38,8 @@ pub struct Owner {
     pub cgroup: u64,
     /// Processes that held it at the scan. Forks made later are not listed.
     pub holders: Vec<ProcKey>,
+    /// What its opener or a holder was at first sight, when that is a server, and whether that is sure.
+    pub server: Option<(ServerKind, bool)>,
 }
 
 /// Where an address stands at a given time.
@@ -124,7 +134,7 @@ impl Listeners {
         }
     }
 
-    pub(super) fn observe_fact(&mut self, fact: &ListenerFact) {
+    pub(super) fn observe_fact(&mut self, fact: &ListenerFact, server: Option<(ServerKind, bool)>) {
         if fact.port == 0 {
             return;
         }
@@ -132,6 +142,7 @@ impl Listeners {
         if let Some(sockets) = self.addresses.get_mut(&key) {
             if let Some(known) = sockets.iter_mut().find(|s| s.inode.is_some_and(|(i, _)| i == fact.inode)) {
                 known.owner.holders.clone_from(&fact.holders);
+                known.owner.server = known.owner.server.or(server);
                 return;
             }
             let was_open = |s: &&mut Socket| {
@@ -142,23 +153,31 @@ impl Listeners {
             if let Some(known) = sockets.iter_mut().find(was_open) {
                 known.inode = Some((fact.inode, fact.at));
                 known.owner.holders.clone_from(&fact.holders);
+                known.owner.server = known.owner.server.or(server);
                 return;
             }
         }
-        let owner = Owner { opener: None, cgroup: 0, holders: fact.holders.clone() };
+        let owner = Owner { opener: None, cgroup: 0, holders: fact.holders.clone(), server };
         self.add(key, Socket { sk: None, inode: Some((fact.inode, fact.at)), since: None, owner, closed: None });
     }
 
-    pub(super) fn observe_state(&mut self, event: EventId, at: BootNs, state: &TcpState) {
+    /// `server`: what the event's task is.
+    pub(super) fn observe_state(
+        &mut self,
+        event: EventId,
+        at: BootNs,
+        state: &TcpState,
+        server: Option<(ServerKind, bool)>,
+    ) {
         let task = Some(state.task.key()).filter(|_| state.task.tgid != 0 && state.task.start_ns != 0);
         if state.newstate == tcp::LISTEN {
-            self.opened(at, state, task);
+            self.opened(at, state, task, server);
         } else if state.oldstate == tcp::LISTEN {
-            self.closed(event, at, state, task);
+            self.closed(event, at, state, task, server);
         }
     }
 
-    fn opened(&mut self, at: BootNs, state: &TcpState, opener: Option<ProcKey>) {
+    fn opened(&mut self, at: BootNs, state: &TcpState, opener: Option<ProcKey>, server: Option<(ServerKind, bool)>) {
         let t = &state.tuple;
         let key = (t.netns, t.local_port, t.local_ip);
         // listen(2) without bind(2) sets the state before there is a port: inet_csk_listen_start().
@@ -178,13 +197,21 @@ impl Listeners {
         {
             (known.sk, known.since) = (Some(state.sk), Some(at));
             (known.owner.opener, known.owner.cgroup) = (opener, state.sk_cgroup);
+            known.owner.server = known.owner.server.or(server);
             return;
         }
-        let owner = Owner { opener, cgroup: state.sk_cgroup, holders: Vec::new() };
+        let owner = Owner { opener, cgroup: state.sk_cgroup, holders: Vec::new(), server };
         self.add(key, Socket { sk: Some(state.sk), inode: None, since: Some(at), owner, closed: None });
     }
 
-    fn closed(&mut self, event: EventId, at: BootNs, state: &TcpState, closer: Option<ProcKey>) {
+    fn closed(
+        &mut self,
+        event: EventId,
+        at: BootNs,
+        state: &TcpState,
+        closer: Option<ProcKey>,
+        server: Option<(ServerKind, bool)>,
+    ) {
         let t = &state.tuple;
         let close = Close { at, event: Some(event), closer, left: 0 };
         if let Some(key) = self.by_sk.get(&state.sk).copied() {
@@ -201,7 +228,7 @@ impl Listeners {
             || self.close_as(key, scanned, close.clone(), state.sk, cgroup);
         if !done && t.local_port != 0 {
             // It listened, whoever opened it.
-            let owner = Owner { opener: None, cgroup, holders: closer.into_iter().collect() };
+            let owner = Owner { opener: None, cgroup, holders: closer.into_iter().collect(), server };
             let left = self.addresses.get(&key).map_or(0, |s| s.iter().filter(|s| s.closed.is_none()).count());
             let closed = Some(Close { left, ..close });
             self.add(key, Socket { sk: Some(state.sk), inode: None, since: None, owner, closed });

@@ -9,6 +9,8 @@
 //! - [`Listeners`]: who listens where, and since when no more
 //! - [`Table`]: all of it, and the only thing that is fed
 
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
 mod cgroups;
 pub mod container;
 mod listeners;
@@ -19,10 +21,10 @@ mod table;
 
 pub use cgroups::{CgroupState, Cgroups, ContainerInfo, Place};
 pub use container::{ContainerRef, Qos, Runtime};
-pub use listeners::{ListenState, Listeners, Owner, SocketClose};
+pub use listeners::{ListenState, Listeners, Owner, ServerKind, SocketClose};
 pub use process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
 pub use role::{Role, RoleInfo, is_notable};
-pub use table::{Limits, ServerInfo, ServerKind, Table};
+pub use table::{Limits, ServerInfo, Table};
 
 use crate::model::BootNs;
 

@@ -1,10 +1,10 @@
 //! The table of processes, cgroups and listeners, fed with the input sequence.
 
 use super::cgroups::{Cgroups, ContainerInfo, Place};
-use super::listeners::{ListenState, Listeners, Owner};
+use super::listeners::{ListenState, Listeners, Owner, ServerKind};
 use super::process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
 use super::retention::Retention;
-use super::role::{Kind, Role, RoleInfo};
+use super::role::{Kind, Role};
 use crate::model::event::{EventKind, Execed, TICK_NS};
 use crate::model::input::{CgroupFact, Hierarchy, ListenerFact, ProcessFact};
 use crate::model::{BootNs, Event, EventId, Input, ProcKey, Task};
@@ -29,14 +29,6 @@ impl Default for Limits {
     }
 }
 
-/// What serves at a listening address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ServerKind {
-    Nginx,
-    PhpFpm,
-    Other,
-}
-
 /// Who serves, or served, at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerInfo<'a> {
@@ -51,6 +43,7 @@ pub struct ServerInfo<'a> {
 #[derive(Debug)]
 pub struct Table {
     processes: BTreeMap<ProcKey, Process>,
+    /// Also of parents that are forgotten: they may be seen again.
     children: BTreeMap<ProcKey, BTreeSet<ProcKey>>,
     /// Processes whose parent is not known yet, by the parent's tgid.
     orphans: BTreeMap<u32, BTreeSet<ProcKey>>,
@@ -112,7 +105,8 @@ impl Table {
             }
             EventKind::TcpState(s) => {
                 self.touch(&s.task, Known::Record, at);
-                self.listeners.observe_state(event.id, at, s);
+                let server = self.server_kind(&s.task.key()).filter(|(kind, _)| *kind != ServerKind::Other);
+                self.listeners.observe_state(event.id, at, s, server);
             }
             EventKind::ResetSent(s) => self.touch(&s.task, Known::Record, at),
             EventKind::OomVictim { task } => self.touch(task, Known::Record, at),
@@ -160,7 +154,9 @@ impl Table {
 
     pub fn observe_listener(&mut self, fact: &ListenerFact) {
         self.advance(fact.at);
-        self.listeners.observe_fact(fact);
+        let server = fact.holders.iter().filter_map(|key| self.server_kind(key));
+        let server = server.filter(|(kind, _)| *kind != ServerKind::Other).min_by_key(|(kind, sure)| (!*sure, *kind));
+        self.listeners.observe_fact(fact, server);
     }
 
     pub fn observe_cgroup(&mut self, fact: &CgroupFact) {
@@ -255,29 +251,37 @@ impl Table {
 
     /// The same for a listener found before.
     pub fn server_of(&self, owner: &Owner) -> ServerInfo<'_> {
-        let mut best: Option<(ServerKind, bool, ProcKey)> = None;
+        // A supervisor may open the socket and pass it on, so any holder that is a server decides; of several, the
+        // master, then the first.
+        let mut best: Option<((bool, bool, bool), ServerKind, bool, ProcKey)> = None;
         for key in owner.opener.iter().chain(&owner.holders) {
-            let RoleInfo { role, sure, .. } = self.role(key);
-            let kind = match role {
-                Role::NginxMaster | Role::NginxWorker => ServerKind::Nginx,
-                Role::PhpFpmMaster | Role::PhpFpmChild => ServerKind::PhpFpm,
-                _ => ServerKind::Other,
-            };
-            // A supervisor may open the socket and pass it on, so any holder that is a server decides; of several, the
-            // master, then the first.
-            let rank = |kind: ServerKind, sure: bool, key: &ProcKey| {
-                let master = matches!(self.role(key).role, Role::NginxMaster | Role::PhpFpmMaster);
-                (kind == ServerKind::Other, !sure, !master)
-            };
-            if best.is_none_or(|(k, s, b)| rank(kind, sure, key) < rank(k, s, &b)) {
-                best = Some((kind, sure, *key));
+            let Some((kind, sure)) = self.server_kind(key) else { continue };
+            let master = matches!(self.role(key).role, Role::NginxMaster | Role::PhpFpmMaster);
+            let rank = (kind == ServerKind::Other, !sure, !master);
+            if best.is_none_or(|(r, ..)| rank < r) {
+                best = Some((rank, kind, sure, *key));
             }
         }
-        let process = best.map(|(_, _, key)| key);
-        let container =
-            self.container_of_cgroup(owner.cgroup, 0).or_else(|| process.and_then(|key| self.container_of(&key)));
-        let (kind, sure) = best.map_or((ServerKind::Other, false), |(kind, sure, _)| (kind, sure));
+        let process = best.map(|(.., key)| key).or(owner.opener).or(owner.holders.first().copied());
+        let (kind, sure) = match best {
+            Some((_, kind, sure, _)) if kind != ServerKind::Other => (kind, sure),
+            // Its opener may be forgotten by now: a daemon's first process leaves at once.
+            _ => owner.server.unwrap_or((ServerKind::Other, false)),
+        };
+        let container = self.container_of_cgroup(owner.cgroup, 0);
+        let container = container.or_else(|| process.and_then(|key| self.container_of(&key)));
         ServerInfo { kind, sure, process, container }
+    }
+
+    /// What a process would serve, by its program; `None` when it is not remembered.
+    fn server_kind(&self, key: &ProcKey) -> Option<(ServerKind, bool)> {
+        let (kind, sure) = Kind::of(self.processes.get(key)?);
+        let kind = match kind {
+            Kind::Nginx => ServerKind::Nginx,
+            Kind::PhpFpm => ServerKind::PhpFpm,
+            _ => ServerKind::Other,
+        };
+        Some((kind, sure))
     }
 
     /// Everything that was dropped to keep memory bounded: processes, cgroups, listeners. Never reset.
@@ -495,8 +499,8 @@ impl Table {
             self.unlink(key, parent);
         }
         // A worker can outlive the memory of its master and is still a worker.
-        for child in self.children.remove(&key).into_iter().flatten() {
-            if let Some(child) = self.processes.get_mut(&child) {
+        for child in self.children.get(&key).into_iter().flatten() {
+            if let Some(child) = self.processes.get_mut(child) {
                 child.parent_kind = kind;
             }
         }

@@ -189,7 +189,10 @@ mod tests {
         }
         assert_eq!(found[1], (Ipv4Addr::UNSPECIFIED.into(), 9000, 4713));
         assert_eq!(address(&"0".repeat(32)), Some("::".parse().unwrap()));
-        assert_eq!(address("0000000000000000FFFF00000100007F"), Some(Ipv4Addr::LOCALHOST.into()), "mapped is IPv4");
+        if cfg!(target_endian = "little") {
+            let mapped = address("0000000000000000FFFF00000100007F");
+            assert_eq!(mapped, Some(Ipv4Addr::LOCALHOST.into()), "mapped is IPv4");
+        }
         assert_eq!(address("é0000000"), None);
     }
 
