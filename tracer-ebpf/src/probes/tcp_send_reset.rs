@@ -36,8 +36,7 @@ struct Local {
 #[inline(always)]
 unsafe fn run(ctx: &BtfTracePointContext) {
     count(HOOK, counter::SEEN);
-    let sk = arg::pointer(ctx, 0);
-    let local = local(sk);
+    let local = local(arg::pointer(ctx, 0));
     if local.kind == sk_kind::FULL && maps::skipped(local.cgroup) {
         return count(HOOK, counter::SKIPPED);
     }
@@ -69,7 +68,8 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     let reason = if HAS_RESET_REASON.load() != 0 { arg::raw(ctx, 2) as u32 } else { NO_REASON };
     emit::<ResetSent>(HOOK, kind::RESET_SENT, |p| {
         write_digest(core::ptr::addr_of_mut!((*p).digest), digest);
-        match sk {
+        // Read again: kept from above, LLVM spills it on one path only, and 5.10 refuses the read on the other.
+        match arg::pointer(ctx, 0) {
             Some(sk) => sock::write_id(core::ptr::addr_of_mut!((*p).sk), sk),
             None => put!(p, sk = 0),
         }
