@@ -1,6 +1,7 @@
 //! Debian's packages: installed without questions, without recommended extras, and without starting any service.
 
 use std::process::{Command, Stdio};
+use std::sync::Once;
 
 use anyhow::{Context as _, Result};
 
@@ -34,11 +35,15 @@ fn apt_get(words: &[&str]) -> Command {
     cmd
 }
 
-/// Reads the package lists anew. A third-party source that is down is no reason to stop: the install itself will tell.
+/// Reads the package lists anew, once per run of ours. A third-party source that is down is no reason to stop: the
+/// install itself will tell.
 pub(crate) fn update() {
-    if let Err(e) = sh::run(&mut apt_get(&["update"])) {
-        eprintln!("warning: {e:#}; going on with the package lists that are here");
-    }
+    static DONE: Once = Once::new();
+    DONE.call_once(|| {
+        if let Err(e) = sh::run(&mut apt_get(&["update"])) {
+            eprintln!("warning: {e:#}; going on with the package lists that are here");
+        }
+    });
 }
 
 /// Whether apt could install all these packages.
@@ -84,7 +89,7 @@ pub(crate) fn disable_services(units: &[String]) {
 }
 
 /// The commands that a person would type for the same.
-pub(crate) fn by_hand(packages: &[&str]) -> [String; 2] {
+pub(crate) fn by_hand(packages: &[String]) -> [String; 2] {
     ["sudo apt-get update".into(), format!("sudo apt-get install -y --no-install-recommends {}", packages.join(" "))]
 }
 
@@ -94,7 +99,7 @@ mod tests {
 
     #[test]
     fn says_what_to_type() {
-        let [update, install] = by_hand(&["cpio", "lz4"]);
+        let [update, install] = by_hand(&["cpio".into(), "lz4".into()]);
         assert_eq!(update, "sudo apt-get update");
         assert_eq!(install, "sudo apt-get install -y --no-install-recommends cpio lz4");
     }

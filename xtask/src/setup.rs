@@ -56,6 +56,9 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "strip", ["binutils"]),
 ];
 
+/// Debian's own compiler, with a `core` for BPF that is built already.
+const DEBIAN_ROAD: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+
 /// The newest php-fpm: Debian names the program after its version.
 fn php_fpm() -> Option<PathBuf> {
     let versioned = ["/usr/sbin", "/usr/local/sbin"].iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten();
@@ -94,6 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 pub(crate) fn ensure(target: For) -> Result<()> {
     let start = Instant::now();
     let mut installed = 0;
+    may_install(&missing_packages(target))?;
     installed += tools(target)?;
     let llvm = compiler(&mut installed)?;
     linker(llvm, &mut installed)?;
@@ -113,6 +117,24 @@ fn installing(name: &str, how: impl std::fmt::Display) {
     println!("installing  {name:<18}  {how}");
 }
 
+/// All packages that are missing as far as one can see from here, so that who has to type the commands types them once.
+fn missing_packages(target: For) -> Vec<String> {
+    let tools = TOOLS.iter().filter(|tool| tool.since <= target && (tool.find)().is_none());
+    let mut packages: Vec<String> = tools.flat_map(|tool| tool.packages[0]).map(|&name| name.to_owned()).collect();
+    let road = toolchain::rustup_road().or_else(toolchain::debian_road);
+    if road.is_none() && sh::find("rustup").is_none() {
+        packages.extend(DEBIAN_ROAD.map(str::to_owned));
+    }
+    let llvm = road.map(|road| road.llvm).or_else(|| Some(toolchain::version(&toolchain::rustc_in_use()).ok()?.1));
+    if let Some(llvm) = llvm
+        && toolchain::check_linker(llvm).is_err()
+        && found_llvm(llvm).is_none()
+    {
+        packages.extend(llvm_packages(llvm));
+    }
+    packages
+}
+
 /// Debian's tools, all in one go. Gives how many were missing.
 fn tools(target: For) -> Result<usize> {
     let mut missing = Vec::new();
@@ -125,8 +147,6 @@ fn tools(target: For) -> Result<usize> {
     if missing.is_empty() {
         return Ok(0);
     }
-    let first = |tool: &&Tool| tool.packages[0].to_vec();
-    may_install(&missing.iter().flat_map(first).collect::<Vec<_>>())?;
     apt::update();
     let mut packages = Vec::new();
     for tool in &missing {
@@ -156,7 +176,10 @@ fn service(tool: &Tool) -> Option<String> {
 }
 
 /// Refuses, with the commands to type, where we may not install packages.
-fn may_install(packages: &[&str]) -> Result<()> {
+fn may_install(packages: &[String]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
     let by_hand = apt::by_hand(packages);
     if !apt::present() {
         bail!(
@@ -202,7 +225,7 @@ fn compiler(installed: &mut usize) -> Result<u32> {
         }
     }
     let packages = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
-    may_install(&packages).with_context(|| {
+    may_install(&packages.map(str::to_owned)).with_context(|| {
         format!("rustc {version} (LLVM {llvm}) has no core for BPF: `rustup component add rust-src`")
     })?;
     apt::update();
@@ -243,34 +266,45 @@ fn linker(llvm: u32, installed: &mut usize) -> Result<()> {
     toolchain::check_linker(llvm).map(|_| ())
 }
 
-/// Folder of LLVM's development files; installs them from Debian where they are missing.
-fn llvm_prefix(llvm: u32, installed: &mut usize) -> Result<PathBuf> {
+/// What bpf-linker is built with.
+fn llvm_packages(llvm: u32) -> [String; 4] {
+    [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"), "zlib1g-dev".into(), "libzstd-dev".into()]
+}
+
+/// Folder of LLVM's development files, where they and the libraries that they ask for are here.
+fn found_llvm(llvm: u32) -> Option<PathBuf> {
     if let Some(prefix) = env::var_os("LLVM_PREFIX") {
-        return Ok(prefix.into());
+        return Some(prefix.into());
     }
     let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
     let needs = ["lib/libPolly.a".into(), "bin/llvm-config".into(), format!("lib/libLLVM-{llvm}.so")];
-    let here = needs.iter().all(|file| prefix.join(file).exists());
-    let library =
+    let header =
         |name: &str| ["/usr/include", "/usr/local/include"].iter().any(|dir| Path::new(dir).join(name).exists());
-    if here && library("zlib.h") && library("zstd.h") {
+    let here = needs.iter().all(|file| prefix.join(file).exists()) && header("zlib.h") && header("zstd.h");
+    here.then_some(prefix)
+}
+
+/// The same; installs them from Debian where they are missing.
+fn llvm_prefix(llvm: u32, installed: &mut usize) -> Result<PathBuf> {
+    if let Some(prefix) = found_llvm(llvm) {
         found("LLVM's libraries", prefix.display());
         return Ok(prefix);
     }
-    let (dev, polly) = (format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"));
-    let packages = [dev.as_str(), &polly, "zlib1g-dev", "libzstd-dev"];
+    let packages = llvm_packages(llvm);
     may_install(&packages).context("bpf-linker has to be built, or installed with `cargo binstall bpf-linker`")?;
     apt::update();
+    let packages: Vec<&str> = packages.iter().map(String::as_str).collect();
     if !apt::offers(&packages) {
         bail!(
-            "apt does not offer {dev}, which bpf-linker has to be built with. Run `cargo binstall bpf-linker`, or install \
-             LLVM {llvm} from apt.llvm.org, and then this again"
+            "apt does not offer {}, which bpf-linker has to be built with. Run `cargo binstall bpf-linker`, or install \
+             LLVM {llvm} from apt.llvm.org, and then this again",
+            packages[0]
         );
     }
     installing("LLVM's libraries", format_args!("apt-get install {}", packages.join(" ")));
     *installed += 1;
     apt::install(&packages)?;
-    Ok(prefix)
+    found_llvm(llvm).ok_or_else(|| anyhow!("{} are installed, but not all their files are here", packages.join(", ")))
 }
 
 /// What only .ci/run uses.
