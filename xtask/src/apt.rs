@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::sync::Once;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::sh;
 
@@ -61,7 +61,11 @@ fn has_candidate(policy: &str) -> bool {
 pub(crate) fn install(packages: &[&str]) -> Result<()> {
     let mut words = vec!["install", "-y", "--no-install-recommends"];
     words.extend(packages);
-    sh::run(&mut without_services(POLICY, &apt_get(&words))).context("installing packages")
+    let apt = apt_get(&words);
+    // Not sh::run: its error would show the wrapping script.
+    let status = without_services(POLICY, &apt).status().context("cannot start sh")?;
+    ensure!(status.success(), "`{}` failed ({status})", sh::show(&apt));
+    Ok(())
 }
 
 fn without_services(policy: &str, inner: &Command) -> Command {
