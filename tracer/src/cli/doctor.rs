@@ -1,16 +1,215 @@
-//! `why502 doctor`: what this host allows.
+//! `why502 doctor`: what this host allows. It loads and attaches the probes, since nothing else tells for sure, and
+//! detaches them at once.
 
 use super::output::OutputArgs;
+use crate::kernel::btf;
+use crate::kernel::host::{CAPABILITIES, Host, Mounts, Rights};
+use crate::live::{Live, Options};
+use crate::model::Input;
+use crate::model::input::{Degraded, HookState, HookStatus, Started};
+use crate::sinks::escape::escape;
+use anyhow::Context;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
 use std::process::ExitCode;
 
-/// Tell what this host allows: kernel, BTF, probes, capabilities, cgroups, runtimes
+const EXAMPLES: &str = "\
+Examples:
+  why502 doctor
+  why502 doctor -o json | jq .hooks
+
+Exit code 1 when why502 cannot work here; what is only degraded is told and does not count.";
+
+/// Tell what this host allows: kernel, probes, capabilities, runtimes
 #[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
     output: OutputArgs,
 }
 
-pub(super) fn run(_args: Args) -> anyhow::Result<ExitCode> {
-    super::host::refuse()?;
-    Ok(ExitCode::SUCCESS)
+/// Where runtimes listen by default.
+const SOCKETS: &[(&str, &str)] = &[
+    ("containerd", "run/containerd/containerd.sock"),
+    ("containerd", "run/k3s/containerd/containerd.sock"),
+    ("containerd", "var/snap/microk8s/common/run/containerd.sock"),
+    ("cri-o", "run/crio/crio.sock"),
+    ("docker", "run/docker.sock"),
+    ("cri-dockerd", "run/cri-dockerd.sock"),
+    ("podman", "run/podman/podman.sock"),
+];
+
+/// The findings; this is the JSON as well.
+#[derive(Debug, Serialize)]
+struct Report {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    schema: u32,
+    version: &'static str,
+    /// why502 can work here.
+    ok: bool,
+    /// Why it cannot.
+    error: Option<String>,
+    node: String,
+    kernel: String,
+    boot_id: String,
+    /// The kernel's type information is there.
+    btf: bool,
+    capabilities: Vec<CapabilityState>,
+    cgroups: CgroupLayout,
+    tracefs: Option<String>,
+    hooks: Vec<HookStatus>,
+    degraded: Vec<Degraded>,
+    runtimes: Vec<RuntimeSocket>,
+}
+
+#[derive(Debug, Serialize)]
+struct CapabilityState {
+    name: &'static str,
+    effective: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct CgroupLayout {
+    /// `v2`, `hybrid` (both), `v1`, `none`.
+    layout: &'static str,
+    v2: Option<String>,
+    /// Mount point and controller of the v1 hierarchy that names tasks.
+    v1: Option<String>,
+    v1_controller: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct RuntimeSocket {
+    runtime: &'static str,
+    path: String,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let root = Path::new("/");
+    let mut report = look(root);
+    match super::host::refuse().and_then(|()| try_probes()) {
+        Ok(started) => {
+            report.hooks = started.hooks;
+            report.degraded = started.degraded;
+            report.ok = true;
+        }
+        Err(err) => report.error = Some(format!("{err:#}")),
+    }
+    let text = if args.output.json() { serde_json::to_string(&report)? + "\n" } else { text(&report) };
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).context("cannot write to stdout")?;
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What can be seen without the probes.
+fn look(root: &Path) -> Report {
+    let host = Host::read(root);
+    let mounts = Mounts::read(root);
+    let rights = Rights::read(root);
+    let path = |path: &Path| path.display().to_string();
+    Report {
+        kind: "doctor",
+        schema: crate::model::incident::SCHEMA,
+        version: env!("CARGO_PKG_VERSION"),
+        ok: false,
+        error: None,
+        node: host.node,
+        kernel: host.kernel,
+        boot_id: host.boot_id,
+        btf: root.join(btf::VMLINUX).exists(),
+        capabilities: CAPABILITIES
+            .iter()
+            .map(|c| CapabilityState { name: c.name, effective: rights.is_some_and(|rights| rights.has(*c)) })
+            .collect(),
+        cgroups: CgroupLayout {
+            layout: match (&mounts.cgroup2, mounts.v1()) {
+                (Some(_), None) => "v2",
+                (Some(_), Some(_)) => "hybrid",
+                (None, Some(_)) => "v1",
+                (None, None) => "none",
+            },
+            v2: mounts.cgroup2.as_deref().map(path),
+            v1: mounts.v1().map(|(_, point)| path(point)),
+            v1_controller: mounts.v1().map(|(controller, _)| controller.to_string()),
+        },
+        tracefs: mounts.tracefs.as_deref().map(path),
+        hooks: Vec::new(),
+        degraded: Vec::new(),
+        runtimes: SOCKETS
+            .iter()
+            .filter(|(_, socket)| root.join(socket).metadata().is_ok_and(|meta| meta.file_type().is_socket()))
+            .map(|(runtime, socket)| RuntimeSocket { runtime, path: format!("/{socket}") })
+            .collect(),
+    }
+}
+
+/// Loads, attaches, checks, detaches: what `watch` would say at its start.
+fn try_probes() -> anyhow::Result<Started> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        let mut live = Live::start(Options::default()).await?;
+        let first = live.next_batch().await;
+        live.stop();
+        first
+            .into_iter()
+            .find_map(|input| match input {
+                Input::Started(started) => Some(started),
+                _ => None,
+            })
+            .context("the live source did not say how it started")
+    })
+}
+
+fn text(report: &Report) -> String {
+    let mut out = String::new();
+    let mut row = |label: &str, value: &str| _ = writeln!(out, "{label:<13} {}", escape(value));
+    row("why502", report.version);
+    row("node", &report.node);
+    row("kernel", &report.kernel);
+    row("BTF", if report.btf { "yes" } else { "missing (/sys/kernel/btf/vmlinux)" });
+    let names = |effective: bool| {
+        let of = report.capabilities.iter().filter(|c| c.effective == effective);
+        of.map(|c| c.name).collect::<Vec<_>>().join(" ")
+    };
+    row("capabilities", &some(names(true), "none"));
+    if !names(false).is_empty() {
+        row("", &format!("not: {}", names(false)));
+    }
+    let cgroups = &report.cgroups;
+    let mut layout = cgroups.layout.to_string();
+    if let Some(v2) = &cgroups.v2 {
+        _ = write!(layout, ", v2 at {v2}");
+    }
+    if let (Some(v1), Some(controller)) = (&cgroups.v1, &cgroups.v1_controller) {
+        _ = write!(layout, ", v1 {controller} at {v1}");
+    }
+    row("cgroups", &layout);
+    row("tracefs", report.tracefs.as_deref().unwrap_or("not mounted"));
+    let mut runtimes: Vec<String> = report.runtimes.iter().map(|r| format!("{} {}", r.runtime, r.path)).collect();
+    runtimes.sort();
+    row("runtimes", &some(runtimes.join(", "), "no socket found"));
+    for (n, hook) in report.hooks.iter().enumerate() {
+        let state = match &hook.state {
+            HookState::Attached => "ok".to_string(),
+            HookState::Skipped { why } => format!("skipped: {why}"),
+            HookState::Failed { why } => format!("failed: {why}"),
+        };
+        row(if n == 0 { "probes" } else { "" }, &format!("{:<20} {state}", hook.hook));
+    }
+    for (n, d) in report.degraded.iter().enumerate() {
+        row(if n == 0 { "degraded" } else { "" }, &format!("{}: {}", d.id, d.text));
+    }
+    match &report.error {
+        None => row("result", "why502 works here"),
+        Some(error) => row("result", &format!("why502 cannot work here: {error}")),
+    }
+    out
+}
+
+fn some(text: String, otherwise: &str) -> String {
+    if text.is_empty() { otherwise.to_string() } else { text }
 }

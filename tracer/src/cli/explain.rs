@@ -89,6 +89,7 @@ fn explain(path: &Path, args: &Args, paint: Paint, to: &mut impl Write) -> anyho
         print(&mut judge, &Input::Stopped { at: last })?;
     }
     to.flush().context("cannot write to stdout")?;
+    judge.conclude(&mut summary);
     for line in summary.lines(true) {
         say(format_args!("{name}: {line}"));
     }

@@ -1,18 +1,29 @@
 //! The engine as the commands use it.
 
+use super::summary::Summary;
+use crate::correlate::{Engine, EngineOptions};
 use crate::model::{Input, Output};
 
-/// Feeds inputs to the engine. It always says everything: what is not the server's doing is counted, and left out when
-/// printing unless `--all` was given.
-pub(super) struct Judge {}
+/// Feeds inputs to the engine. It is always asked for everything: what is not the server's doing is counted, and left
+/// out when printing unless `--all` was given.
+pub(super) struct Judge {
+    engine: Engine,
+}
 
 impl Judge {
     pub(super) fn new() -> Self {
-        Judge {}
+        Judge { engine: Engine::new(EngineOptions { include_not_the_server: true }) }
     }
 
-    pub(super) fn feed(&mut self, _input: &Input) -> Vec<Output> {
-        Vec::new()
+    pub(super) fn feed(&mut self, input: &Input) -> Vec<Output> {
+        self.engine.feed(input)
+    }
+
+    /// What the engine counted beside its outputs.
+    pub(super) fn conclude(&self, summary: &mut Summary) {
+        let tally = self.engine.tally();
+        summary.other_servers = tally.other_servers;
+        summary.lost("engine", "evicted", tally.evicted);
     }
 }
 

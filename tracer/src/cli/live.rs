@@ -107,7 +107,7 @@ fn announce(input: &Input) {
 }
 
 /// One line for each thing that this kernel or this host does not give.
-pub(super) fn degraded(started: &Started) -> Vec<String> {
+fn degraded(started: &Started) -> Vec<String> {
     let mut lines: Vec<String> = started.degraded.iter().map(|d| format!("degraded ({}): {}", d.id, d.text)).collect();
     for hook in &started.hooks {
         if let HookState::Failed { why } = &hook.state {

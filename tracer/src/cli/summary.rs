@@ -17,6 +17,8 @@ pub(super) struct Summary {
     lost: BTreeMap<String, u64>,
     /// Connections that ended with their answer sent: the kernel side counts them and sends nothing up.
     pub(super) answered: Option<u64>,
+    /// Closes of servers that no rule knows.
+    pub(super) other_servers: u64,
 }
 
 impl Summary {
@@ -66,6 +68,9 @@ impl Summary {
             }
             if !self.not_the_server.is_empty() {
                 line.push_str(&format!("; not the server's doing: {}", list(&self.not_the_server)));
+            }
+            if self.other_servers > 0 {
+                line.push_str(&format!("; not judged, neither nginx nor php-fpm: {}", self.other_servers));
             }
             lines.push(line);
         }

@@ -58,6 +58,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Ok(if lines.is_over() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
+    judge.conclude(&mut summary);
     summary.lost("stdout", "slow-reader", lines.dropped());
     let written = lines.finish(PATIENCE);
     live::report(&summary, true);
