@@ -150,7 +150,7 @@ pub struct Host {
     /// Host name.
     pub node: String,
     pub boot_id: String,
-    /// Inodes of PID 1's network and pid namespaces: the host's, when /proc is the host's; 0 unknown.
+    /// Inodes of the host's network and pid namespaces; 0 unknown: /proc is a container's, or may not be read.
     pub netns: u32,
     pub pidns: u32,
 }
@@ -158,7 +158,7 @@ pub struct Host {
 impl Host {
     pub fn read(root: &Path) -> Host {
         let text = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default().trim().to_owned();
-        let init = |name: &str| namespace(root, "1", name).or_else(|| namespace(root, "self", name)).unwrap_or(0);
+        let init = |name: &str| initial(root).and_then(|pid| namespace(root, pid, name)).unwrap_or(0);
         Host {
             kernel: text("proc/sys/kernel/osrelease"),
             node: text("proc/sys/kernel/hostname"),
@@ -167,6 +167,19 @@ impl Host {
             pidns: init("pid"),
         }
     }
+}
+
+/// PROC_PID_INIT_INO of include/linux/proc_ns.h: the initial pid namespace.
+pub const INIT_PIDNS: u32 = 0xefff_fffc;
+
+/// A process that is in the host's own namespaces: kthreadd, or PID 1 when this /proc is the initial pid namespace's
+/// (a container's PID 1 is not).
+fn initial(root: &Path) -> Option<&'static str> {
+    let comm = fs::read_to_string(root.join("proc/2/comm")).unwrap_or_default();
+    if comm.trim_end() == "kthreadd" && namespace(root, "2", "net").is_some() {
+        return Some("2");
+    }
+    (namespace(root, "1", "pid") == Some(INIT_PIDNS)).then_some("1")
 }
 
 /// Inode of a process's namespace: its link reads `net:[4026531840]`.
@@ -255,10 +268,19 @@ broken line
         fs::create_dir_all(root.join("sys/fs/cgroup/memory/kubepods/x")).unwrap();
         fs::create_dir_all(root.join("proc/1/ns")).unwrap();
         std::os::unix::fs::symlink("net:[4026531840]", root.join("proc/1/ns/net")).unwrap();
-        std::os::unix::fs::symlink("garbage", root.join("proc/1/ns/pid")).unwrap();
+        let pidns = root.join("proc/1/ns/pid");
+        std::os::unix::fs::symlink("pid:[4026532188]", &pidns).unwrap();
         let host = Host::read(root);
         assert_eq!((host.kernel.as_str(), host.node.as_str(), host.boot_id.as_str()), ("6.12.43", "node-1", "b00t"));
-        assert_eq!((host.netns, host.pidns), (4_026_531_840, 0));
+        assert_eq!((host.netns, host.pidns), (0, 0), "a container's PID 1 is not the host's");
+        fs::remove_file(&pidns).unwrap();
+        std::os::unix::fs::symlink("pid:[4026531836]", &pidns).unwrap();
+        let host = Host::read(root);
+        assert_eq!((host.netns, host.pidns), (4_026_531_840, INIT_PIDNS));
+        put("proc/2/comm", "kthreadd\n");
+        fs::create_dir_all(root.join("proc/2/ns")).unwrap();
+        std::os::unix::fs::symlink("net:[7]", root.join("proc/2/ns/net")).unwrap();
+        assert_eq!(Host::read(root).netns, 7, "kthreadd never leaves the host's namespaces");
         let want = fs::metadata(root.join("sys/fs/cgroup/memory/kubepods/x")).unwrap().ino();
         assert_eq!(own_cgroup(root, Path::new("/sys/fs/cgroup/memory"), "memory"), Some(want));
         assert_eq!(own_cgroup(root, Path::new("/sys/fs/cgroup/unified"), ""), None);

@@ -218,7 +218,9 @@ fn reason(error: &ProgramError) -> String {
         return text;
     };
     let log = verifier_log.to_string();
-    let noise = |l: &&str| l.is_empty() || l.starts_with("processed ") || l.starts_with("verification time");
+    // Statistics follow the verifier's reason.
+    const NOISE: [&str; 4] = ["processed ", "verification time", "stack depth", "max_states"];
+    let noise = |l: &&str| l.is_empty() || NOISE.iter().any(|n| l.starts_with(n));
     match log.lines().map(str::trim).rfind(|l| !noise(l)) {
         Some(last) => format!("{io_error}; the verifier says: {last}"),
         None => io_error.to_string(),

@@ -2,7 +2,7 @@
 
 use super::CheckError;
 use super::acts::{self, Child, Connection};
-use crate::kernel::host::{self, Mounts};
+use crate::kernel::host::{self, INIT_PIDNS, Mounts};
 use crate::model::event::{Execed, ResetSent, Side, SigInfo, SignalGenerated, Task, TcpState, tcp};
 use std::fmt::Display;
 use std::fs;
@@ -10,8 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use why502_ebpf::quality;
 
-/// PROC_PID_INIT_INO and PROC_TIME_INIT_INO of include/linux/proc_ns.h.
-const INIT_PIDNS: u32 = 0xefff_fffc;
+/// PROC_TIME_INIT_INO of include/linux/proc_ns.h.
 const INIT_TIMENS: u32 = 0xefff_fffa;
 
 /// What we know of ourselves without the probes. `None`: cannot be known here, is not compared.
