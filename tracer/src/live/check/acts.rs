@@ -2,7 +2,7 @@
 
 use rustix::process::{Signal, getpid, kill_process};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -61,14 +61,14 @@ impl Acts {
             problems.push(format!("no signal to ourselves: {e}"));
         }
         let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        for (ip, received, unread, sent) in [(v4, 502, 0, 0), (v4, 17, 5, 3)] {
-            match connection(ip, received, unread, sent) {
+        for (what, done) in [("quiet", quiet(v4, 502)), ("reset", reset(v4))] {
+            match done {
                 Ok(c) => acts.connections.push(c),
-                Err(e) => problems.push(format!("no connection over {ip}: {e}")),
+                Err(e) => problems.push(format!("no {what} connection over loopback: {e}")),
             }
         }
         // Hosts without IPv6 are no problem: there will be no IPv6 connection to misread.
-        acts.connections.extend(connection(IpAddr::V6(Ipv6Addr::LOCALHOST), 42, 0, 0));
+        acts.connections.extend(quiet(IpAddr::V6(Ipv6Addr::LOCALHOST), 42));
         (acts, problems)
     }
 
@@ -93,32 +93,84 @@ async fn child() -> io::Result<Child> {
     }
 }
 
-/// A listener, a connection to it, `received` bytes in, all but `unread` of them read, `sent` bytes out; then the server
-/// side closes, then the listener. Over loopback nothing of this waits for anybody.
-fn connection(ip: IpAddr, received: u64, unread: u32, sent: u64) -> io::Result<Connection> {
-    let listener = TcpListener::bind((ip, 0))?;
-    rustix::net::listen(&listener, BACKLOG as i32)?;
-    let address = listener.local_addr()?;
-    let wait = Some(Duration::from_secs(2));
-    let mut client = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
-    client.set_read_timeout(wait)?;
-    let (mut server, from) = listener.accept()?;
-    server.set_read_timeout(wait)?;
-    client.write_all(&vec![b'x'; received as usize])?;
-    // All of it must have arrived before the close.
-    let mut peeked = vec![0; received as usize];
-    let began = Instant::now();
-    while server.peek(&mut peeked)? < peeked.len() && began.elapsed() < Duration::from_secs(2) {
-        std::thread::yield_now();
+/// Nothing here waits for anybody: all of it is over loopback.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Both ends of a new connection, and its listener.
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+    listener: TcpListener,
+}
+
+impl Pair {
+    fn new(ip: IpAddr) -> io::Result<Pair> {
+        let listener = TcpListener::bind((ip, 0))?;
+        rustix::net::listen(&listener, BACKLOG as i32)?;
+        let client = connect(listener.local_addr()?)?;
+        let (server, _) = listener.accept()?;
+        client.set_read_timeout(Some(PATIENCE))?;
+        server.set_read_timeout(Some(PATIENCE))?;
+        Ok(Pair { client, server, listener })
     }
-    server.read_exact(&mut vec![0; received as usize - unread as usize])?;
-    if sent > 0 {
-        server.write_all(&vec![b'y'; sent as usize])?;
-        client.read_exact(&mut vec![0; sent as usize])?;
+
+    /// Bytes to the server side; returns when all have arrived there.
+    fn send(&mut self, bytes: usize) -> io::Result<()> {
+        self.client.write_all(&vec![b'x'; bytes])?;
+        let began = Instant::now();
+        while self.server.peek(&mut vec![0; bytes])? < bytes {
+            if began.elapsed() > PATIENCE {
+                return Err(io::ErrorKind::TimedOut.into());
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
     }
-    drop(server);
-    // The end, or the reset, has come to the client before it closes too.
-    let _ = client.read(&mut [0; 8]);
-    let _ = client.shutdown(Shutdown::Both);
-    Ok(Connection { server: address, client: from, received, sent, unread })
+
+    /// The server side closes, then the client, then the listener.
+    fn close(mut self, received: u64, sent: u64, unread: u32) -> io::Result<Connection> {
+        let (server, client) = (self.server.local_addr()?, self.client.local_addr()?);
+        drop(self.server);
+        // The end, or the reset, has come to the client before it closes too.
+        let _ = self.client.read(&mut [0; 8]);
+        drop(self.client);
+        drop(self.listener);
+        Ok(Connection { server, client, received, sent, unread })
+    }
+}
+
+/// From 127.0.0.2 where that can be, so that the two addresses differ.
+fn connect(to: SocketAddr) -> io::Result<TcpStream> {
+    use rustix::net::{self, AddressFamily, SocketFlags, SocketType, sockopt};
+    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let fd = net::socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    // It bounds connect(2) as well.
+    sockopt::set_socket_timeout(&fd, sockopt::Timeout::Send, Some(PATIENCE))?;
+    if to.is_ipv4() {
+        let _ = net::bind(&fd, &SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), 0)));
+    }
+    net::connect(&fd, &to)?;
+    Ok(TcpStream::from(fd))
+}
+
+/// A request that was read whole and not answered.
+fn quiet(ip: IpAddr, received: usize) -> io::Result<Connection> {
+    let mut pair = Pair::new(ip)?;
+    pair.send(received)?;
+    pair.server.read_exact(&mut vec![0; received])?;
+    pair.close(received as u64, 0, 0)
+}
+
+/// Four bytes there and back, one at a time, which makes the server side delay its ACKs; then 13 bytes that nobody reads
+/// and nobody acknowledges before the close, which becomes a reset.
+fn reset(ip: IpAddr) -> io::Result<Connection> {
+    let mut pair = Pair::new(ip)?;
+    for _ in 0..4 {
+        pair.send(1)?;
+        pair.server.read_exact(&mut [0])?;
+        pair.server.write_all(b"y")?;
+        pair.client.read_exact(&mut [0])?;
+    }
+    pair.send(13)?;
+    pair.close(17, 4, 13)
 }

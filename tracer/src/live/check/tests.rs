@@ -273,6 +273,7 @@ fn what_others_do_is_not_ours() {
 
 #[test]
 fn the_acts_can_be_done_here() {
+    let _alone = crate::live::tests::alone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (acts, problems) = runtime.block_on(Acts::perform(false));
     assert_eq!(problems, [""; 0]);
