@@ -5,17 +5,20 @@ use super::Fire;
 use super::child::{Child, PATIENCE};
 use super::facts::{CLIENT, Facts, MAIN, SERVER, netns};
 use super::manifest::Expect;
-use super::sock::{Client, FAMILIES, Family, info, linger_zero, loopback_up, state, tuple, wait_state};
+use super::sock::{Client, FAMILIES, Family, info, linger_zero, loopback_up, tuple};
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, TcpListener, TcpStream};
 use std::time::Instant;
+
+mod late;
 
 /// include/net/rstreason.h, `enum sk_rst_reason`: the same numbers in every kernel that has it.
 pub(crate) mod reason {
     pub(crate) const NO_SOCKET: u32 = 1;
+    pub(crate) const TCP_FLAGS: u32 = 6;
     pub(crate) const ABORT_ON_DATA: u32 = 8;
     pub(crate) const TIMEWAIT_SOCKET: u32 = 9;
     pub(crate) const ABORT_ON_CLOSE: u32 = 11;
@@ -99,12 +102,13 @@ fn all(fire: &Fire) -> Result<()> {
         t.overflowed(o).with_context(|| format!("{} overflow", t.family.name))?;
     }
     for t in families {
-        let (fire, family, port) = (t.fire, t.family, t.port);
+        let (fire, family, tuple) =
+            (t.fire, t.family, json!({"local_port": t.port, "remote_port": 0, "netns": t.netns}));
         let want = t.listener_want(LISTEN, CLOSE, json!({"ack_backlog": 0}));
         drop(t);
         fire.manifest.expect(Expect::one(
             &format!("{}: last listener closes", family.name),
-            json!({"kind": "tcp-state", "newstate": CLOSE, "tuple": {"local_port": port, "remote_port": 0}}),
+            json!({"kind": "tcp-state", "newstate": CLOSE, "tuple": tuple}),
             want,
         ))?;
     }
@@ -122,7 +126,8 @@ fn one_family<'a>(t: &Tcp<'a>) -> Result<()> {
         ("reset by the client", Tcp::linger_client),
         ("pending connections", Tcp::pending),
         ("answered, late data", Tcp::late_data),
-        ("answered, gone, late data", Tcp::late_data_no_socket),
+        ("answered, gone, late data", Tcp::late_data_listener),
+        ("answered, all gone, late data", Tcp::late_data_no_socket),
         ("data to an orphan", Tcp::orphan),
         ("unanswered close", Tcp::unanswered),
         ("unanswered shutdown", Tcp::unanswered_shutdown),
@@ -150,7 +155,7 @@ impl Tcp<'_> {
         let mut want = json!({
             "side": "listener", "oldstate": old, "newstate": new, "family": self.family.number(),
             "sk_cgroup": self.server_cgroup, "task": self.us.json(),
-            "tuple": {"local_ip": self.family.listen, "netns": self.netns},
+            "tuple": {"local_ip": self.family.listen, "remote_ip": unspecified(self.family.listen)}, "quality": [],
         });
         merge(&mut want, more);
         want
@@ -158,7 +163,7 @@ impl Tcp<'_> {
 
     fn expect_listener(&self, port: u16, old: u8, new: u8, more: Value) -> Result<()> {
         let name = format!("{}: listener {}", self.family.name, if new == LISTEN { "opens" } else { "closes" });
-        let tuple = json!({"local_port": port, "remote_port": 0});
+        let tuple = json!({"local_port": port, "remote_port": 0, "netns": self.netns});
         let select = json!({"kind": "tcp-state", "newstate": new, "tuple": tuple});
         self.fire.manifest.expect(Expect::one(&name, select, self.listener_want(old, new, more)))
     }
@@ -172,8 +177,12 @@ impl Tcp<'_> {
     }
 
     fn pair(&self) -> Result<Pair> {
-        let client = self.client(|f| f.connected(self.port))?;
-        let (server, from) = self.listener.accept()?;
+        self.pair_at(&self.listener, self.port)
+    }
+
+    fn pair_at(&self, listener: &TcpListener, port: u16) -> Result<Pair> {
+        let client = self.client(|f| f.connected(port))?;
+        let (server, from) = listener.accept()?;
         ensure!(from.port() == client.port, "accepted somebody else");
         server.set_read_timeout(Some(PATIENCE))?;
         client.stream.set_read_timeout(Some(PATIENCE))?;
@@ -182,15 +191,19 @@ impl Tcp<'_> {
 
     /// A pair whose server has read a request.
     fn asked(&self) -> Result<Pair> {
-        let mut pair = self.pair()?;
+        self.asked_at(&self.listener, self.port)
+    }
+
+    fn asked_at(&self, listener: &TcpListener, port: u16) -> Result<Pair> {
+        let mut pair = self.pair_at(listener, port)?;
         pair.client.stream.write_all(&REQUEST)?;
         pair.server.read_exact(&mut [0; REQUEST.len()])?;
         Ok(pair)
     }
 
     /// A pair whose server has answered as well.
-    fn answered(&self) -> Result<Pair> {
-        let mut pair = self.asked()?;
+    fn answered_at(&self, listener: &TcpListener, port: u16) -> Result<Pair> {
+        let mut pair = self.asked_at(listener, port)?;
         pair.server.write_all(&ANSWER)?;
         pair.client.stream.read_exact(&mut [0; ANSWER.len()])?;
         Ok(pair)
@@ -343,82 +356,6 @@ impl Tcp<'_> {
         Ok(())
     }
 
-    /// The digest that a reset carries for a connection which was answered and closed by this process.
-    fn digest(&self) -> Value {
-        json!({
-            "bytes_received": REQUEST.len(), "bytes_sent": ANSWER.len(), "tgid": self.us.tgid,
-            "start_ticks": self.us.start_ticks, "sk_cgroup": self.server_cgroup, "newstate": FIN_WAIT1,
-            "reported": false, "half_closed": false, "flags": {"$mask": [4, 0]},
-        })
-    }
-
-    /// The keep-alive race: the server closes, the client's next request is on its way.
-    fn late_data(&self) -> Result<()> {
-        let name = "answered, late data";
-        let mut pair = self.answered()?;
-        let tuple = self.server_tuple(&pair.client);
-        drop(pair.server);
-        // A full socket as long as the FIN is not acknowledged; then a TIME_WAIT one, shown with its substate.
-        wait_state(self.port, pair.client.port, Some(FIN_WAIT2))?;
-        pair.client.stream.write_all(&LATE)?;
-        let mut want = self.reply(0x18, LATE.len());
-        merge(&mut want, json!({"socket": "time-wait", "digest": self.digest()}));
-        let e = self.record(&format!("{name}: reset"), "reset-sent", &tuple, want);
-        self.fire.manifest.expect(e.reply_reset().reason(reason::TIMEWAIT_SOCKET))?;
-        let none = json!({"kind": "tcp-state", "tuple": tuple});
-        self.fire.manifest.expect(Expect::none(&format!("{}: {name}: answered", self.family.name), none))?;
-        self.expect_at_client(name, &pair.client, CLOSE_WAIT, REQUEST.len() + LATE.len())
-    }
-
-    /// The same when not even a TIME_WAIT socket is left.
-    fn late_data_no_socket(&self) -> Result<()> {
-        let name = "answered, gone, late data";
-        let limit = "/proc/sys/net/ipv4/tcp_max_tw_buckets";
-        let before = std::fs::read_to_string(limit).context(limit)?;
-        let mut pair = self.answered()?;
-        let tuple = self.server_tuple(&pair.client);
-        std::fs::write(limit, "0").context(limit)?;
-        drop(pair.server);
-        let gone = wait_state(self.port, pair.client.port, None);
-        std::fs::write(limit, before.trim()).context(limit)?;
-        gone?;
-        pair.client.stream.write_all(&LATE)?;
-        let mut want = self.reply(0x18, LATE.len());
-        merge(&mut want, json!({"socket": "none", "digest": self.digest()}));
-        let e = self.record(&format!("{name}: reset"), "reset-sent", &tuple, want);
-        self.fire.manifest.expect(e.reply_reset().reason(reason::NO_SOCKET))
-    }
-
-    /// Data for a socket that is closed but cannot end, because its answer does not fit into the client's window.
-    fn orphan(&self) -> Result<()> {
-        let name = "data to an orphan";
-        let mut pair = self.asked()?;
-        let tuple = self.server_tuple(&pair.client);
-        pair.server.set_nonblocking(true)?;
-        loop {
-            match pair.server.write(&[b'a'; 65536]) {
-                Ok(_) => {}
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        let sent = info(&pair.server)?.bytes_sent;
-        ensure!(sent > 0, "nothing sent");
-        drop(pair.server);
-        let now = state(self.port, pair.client.port)?;
-        ensure!(now == Some(FIN_WAIT1), "the socket is in {now:?}");
-        pair.client.stream.write_all(&LATE)?;
-        let mut want = self.reply(0x18, LATE.len());
-        let digest = json!({
-            "bytes_received": REQUEST.len(), "bytes_sent": {"$ge": sent}, "tgid": self.us.tgid, "newstate": FIN_WAIT1,
-        });
-        merge(&mut want, json!({"socket": "full", "sk_cgroup": self.server_cgroup, "digest": digest}));
-        let e = self.record(&format!("{name}: reset"), "reset-sent", &tuple, want);
-        // A full socket: reported by every kernel.
-        self.fire.manifest.expect(e.reason(reason::ABORT_ON_DATA))?;
-        self.expect_at_client(name, &pair.client, ESTABLISHED, REQUEST.len() + LATE.len())
-    }
-
     fn unanswered(&self) -> Result<()> {
         let pair = self.asked()?;
         let tuple = self.server_tuple(&pair.client);
@@ -450,7 +387,8 @@ impl Tcp<'_> {
             // SAFETY: this process never uses the descriptor again.
             unsafe { libc::close(std::os::fd::AsRawFd::as_raw_fd(&held.stream)) };
             line.ready();
-            let _keep = &server;
+            // Not closed before the end.
+            std::mem::forget(server);
             Ok(0)
         })?;
         // The parent's copy moved into the closure, which ended here.
@@ -529,6 +467,11 @@ struct Overflow {
     first: Client,
     waiting: Vec<Client>,
     port: u16,
+}
+
+/// The remote end of a listener.
+fn unspecified(of: IpAddr) -> IpAddr {
+    if of.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() }
 }
 
 /// Until the peer's kernel has all that was sent.
