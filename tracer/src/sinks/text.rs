@@ -41,9 +41,6 @@ impl Paint {
     pub fn red(self, text: &str) -> String {
         self.with(RED, text)
     }
-    pub fn green(self, text: &str) -> String {
-        self.with(GREEN, text)
-    }
     pub fn yellow(self, text: &str) -> String {
         self.with(YELLOW, text)
     }
@@ -62,13 +59,7 @@ pub fn output(output: &Output, paint: Paint) -> String {
 
 pub fn incident(i: &Incident, paint: Paint) -> String {
     let mut block = Block { out: String::new(), paint };
-    let head = format!(
-        "{}  {}  {}",
-        paint.bold(&day_and_time(&i.at)),
-        paint.red(i.outcome.id()),
-        paint.bold(&subject(i.pod.as_ref(), i.container.as_ref()))
-    );
-    block.line(&head);
+    block.head(&i.at, (RED, i.outcome.id()), &subject(i.pod.as_ref(), i.container.as_ref()));
     block.row("", &exchange(i), None);
     block.row("why", &i.summary, Some(BOLD));
     block.row("", &classification(i), None);
@@ -88,13 +79,8 @@ pub fn incident(i: &Incident, paint: Paint) -> String {
 pub fn stop(s: &Stop, paint: Paint) -> String {
     let mut block = Block { out: String::new(), paint };
     let signal = s.signal.as_deref().unwrap_or("no signal seen");
-    let head = format!(
-        "{}  {}  {}",
-        paint.bold(&day_and_time(&s.at)),
-        paint.cyan("stopped"),
-        paint.bold(&format!("{} in {}", escape(&s.server), subject(s.pod.as_ref(), s.container.as_ref())))
-    );
-    block.line(&head);
+    let whose = format!("{} in {}", s.server, subject(s.pod.as_ref(), s.container.as_ref()));
+    block.head(&s.at, (CYAN, "stopped"), &whose);
     block.row("", &format!("{signal}, trigger {}", s.trigger), None);
     let name_width = s.phases.iter().map(|p| escape(&p.name).chars().count()).max().unwrap_or(0);
     let ms: Vec<String> = s.phases.iter().map(|p| format!("+{} ms", p.after_ms)).collect();
@@ -123,33 +109,23 @@ fn day_and_time(rfc3339: &str) -> String {
     }
 }
 
-/// Whose request it was: `nginx in shop/web-7d9f (containerd 3f2a9c41d0e7)`, with whatever of it is known.
-pub fn subject(pod: Option<&Pod>, container: Option<&Container>) -> String {
-    let mut text = String::new();
+/// Whose request it was: `shop/web-7d9f nginx 3f2a9c41d0e7 (containerd)`, with whatever of it is known. Not escaped.
+fn subject(pod: Option<&Pod>, container: Option<&Container>) -> String {
+    let mut parts = Vec::new();
     if let Some(pod) = pod {
-        match (&pod.namespace, &pod.name) {
-            (Some(namespace), Some(name)) => _ = write!(text, "{}/{}", escape(namespace), escape(name)),
-            (None, Some(name)) => _ = write!(text, "{}", escape(name)),
-            _ => _ = write!(text, "pod {}", escape(&pod.uid)),
-        }
+        parts.push(match (&pod.namespace, &pod.name) {
+            (Some(namespace), Some(name)) => format!("{namespace}/{name}"),
+            (None, Some(name)) => name.clone(),
+            _ => format!("pod {}", pod.uid),
+        });
     }
     if let Some(container) = container {
-        if !text.is_empty() {
-            text.push(' ');
-        }
-        match &container.name {
-            Some(name) => _ = write!(text, "{} ", escape(name)),
-            None if text.is_empty() => text.push_str("container "),
-            None => {}
-        }
+        parts.push(container.name.clone().unwrap_or_else(|| "container".to_string()));
         // Twelve hex digits are what docker and crictl print.
-        let short: String = container.id.chars().take(12).collect();
-        _ = write!(text, "{}", escape(&short));
-        if let Some(runtime) = &container.runtime {
-            _ = write!(text, " ({})", escape(runtime));
-        }
+        parts.push(container.id.chars().take(12).collect());
+        parts.extend(container.runtime.as_ref().map(|runtime| format!("({runtime})")));
     }
-    if text.is_empty() { "a process outside of any container".to_string() } else { text }
+    if parts.is_empty() { "no known container".to_string() } else { parts.join(" ") }
 }
 
 /// Who asked whom, what came back.
@@ -202,6 +178,21 @@ impl Block {
         self.out.push('\n');
     }
 
+    /// When, what, whose: in one line where that fits.
+    fn head(&mut self, at: &str, what: (&str, &str), whose: &str) {
+        let at = day_and_time(at);
+        let (code, what) = what;
+        let width = format!("{at}  {what}  {}", escape(whose)).chars().count();
+        let head = format!("{}  {}", self.paint.bold(&at), self.paint.with(code, what));
+        if width <= WIDTH {
+            let whose = self.paint.bold(&escape(whose));
+            self.line(&format!("{head}  {whose}"));
+        } else {
+            self.line(&head);
+            self.row("", whose, Some(BOLD));
+        }
+    }
+
     fn label(&mut self, label: &str) {
         let padded = format!("  {label:<width$}", width = COLUMN - 2);
         let painted = if label.is_empty() { padded } else { self.paint.cyan(&padded) };
@@ -248,7 +239,8 @@ impl Block {
         }
         for (n, a) in advice.iter().enumerate() {
             let mut text = format!("{} ({}): {}", a.target, a.kind, a.change);
-            if let Some(value) = a.value {
+            // Most changes name their value themselves.
+            if let Some(value) = a.value.filter(|value| !a.change.contains(&value.to_string())) {
                 let unit = a.unit.as_ref().map(|unit| format!(" {unit}")).unwrap_or_default();
                 _ = write!(text, " [{value}{unit}]");
             }

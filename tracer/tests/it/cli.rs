@@ -89,15 +89,6 @@ fn a_whole_recording_is_explained() {
 }
 
 #[test]
-fn replay_gives_the_same_bytes() {
-    let (_dir, path) = file("whole.rec", &bytes(&samples::inputs()));
-    for format in ["text", "json"] {
-        let once = || why502().args(["explain", "--all", "-o", format]).arg(&path).output().unwrap();
-        assert_eq!(once().stdout, once().stdout);
-    }
-}
-
-#[test]
 fn a_cut_recording_is_explained_with_a_warning() {
     let whole = bytes(&samples::inputs());
     let (_dir, path) = file("cut.rec", &whole[..whole.len() - 10]);

@@ -1,6 +1,8 @@
 //! Outputs and command line: JSON against its schema, text as people see it, recordings, and the built binary.
 
 mod cli;
+mod explain;
+mod live;
 mod recording;
 mod samples;
 mod schema;

@@ -39,7 +39,7 @@ fn an_incident() {
 #[test]
 fn an_incident_that_little_is_known_of() {
     let wanted = "\
-2026-11-22 14:03:22.118204 UTC  unanswered  a process outside of any container
+2026-11-22 14:03:22.118204 UTC  unanswered  no known container
           10.0.9.2:51514 -> 10.0.3.7:80, requester: edge
   why     nginx was stopped with SIGTERM, its fast shutdown: this request was cut after 2.4 s
           cause unexplained, mechanism closed-in-flight, trigger unknown
