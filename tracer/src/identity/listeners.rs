@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// How long the last close of an address is kept: a pod that drains for long still gets connections.
 const KEEP_LAST_NS: BootNs = 3_600 * 1_000_000_000;
@@ -252,6 +252,7 @@ impl Listeners {
         if let Some(sk) = socket.sk {
             self.by_sk.remove(&sk);
         }
+        self.trim(key);
     }
 
     fn add(&mut self, key: Key, socket: Socket) {
@@ -268,9 +269,15 @@ impl Listeners {
         sockets.push(socket);
         self.len += 1;
         *self.per_netns.entry(key.0).or_insert(0) += 1;
+        self.trim(key);
+    }
+
+    fn trim(&mut self, key: Key) {
+        let Some(sockets) = self.addresses.get(&key) else { return };
         if sockets.iter().filter(|s| s.closed.is_some()).count() > CLOSED_MAX {
-            let oldest = oldest_closed(sockets);
-            self.remove(key, oldest.map(|(_, i)| i));
+            let oldest = oldest_closed(sockets).map(|(_, i)| i);
+            self.remove(key, oldest);
+            self.evicted += 1;
         }
     }
 

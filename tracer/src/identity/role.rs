@@ -269,8 +269,8 @@ impl Table {
         // A worker never execs, so who started the program is the master: also in a binary upgrade, where the new
         // master is a child of the old one.
         if p.execed() {
-            if self.is_launcher(p, kind) {
-                return RoleInfo { role: tool, sure, why: "started a daemon and left" };
+            if let Some(seen) = self.is_launcher(p, kind) {
+                return RoleInfo { role: tool, sure: sure && seen, why: "started a daemon and left" };
             }
             return RoleInfo { role: role(true), sure, why: "it started the program" };
         }
@@ -279,6 +279,9 @@ impl Table {
             Some((k, parent_sure)) if k == kind => {
                 if is_parent(&p.key) {
                     return RoleInfo { role: role(true), sure, why: "a daemon: forked, and has workers" };
+                }
+                if self.parent(&p.key).is_some_and(|parent| outlived(p, parent)) {
+                    return RoleInfo { role: role(true), sure: false, why: "a daemon: its parent left with status 0" };
                 }
                 RoleInfo { role: role(false), sure: sure && parent_sure, why: "its parent is the master" }
             }
@@ -293,17 +296,24 @@ impl Table {
         }
     }
 
-    /// A daemon's first process: it exited with 0 and left one child, which has the workers.
-    fn is_launcher(&self, p: &Process, kind: Kind) -> bool {
-        if p.exited.is_none_or(|e| e.status() != Some(0)) {
-            return false;
+    /// A daemon's first process: it exited with 0 and left one child. Whether that one's workers were seen, which
+    /// makes it sure.
+    fn is_launcher(&self, p: &Process, kind: Kind) -> Option<bool> {
+        let same_fork = |c: &Process| !c.execed() && Kind::of(c).0 == kind;
+        let mut forks = self.children(&p.key).filter(|c| same_fork(c));
+        let (only, None) = (forks.next()?, forks.next()) else { return None };
+        if p.exited?.status() != Some(0) {
+            return None;
         }
-        let mut forks = self.children(&p.key).filter(|c| !c.execed() && Kind::of(c).0 == kind);
-        match (forks.next(), forks.next()) {
-            (Some(only), None) => self.children(&only.key).any(|c| !c.execed() && Kind::of(c).0 == kind),
-            _ => false,
-        }
+        let has_workers = self.children(&only.key).any(same_fork);
+        (has_workers || outlived(only, p)).then_some(has_workers)
     }
+}
+
+/// Was this process there when its parent left with status 0? A worker never is: both masters wait for all their
+/// children before they exit (ngx_master_process_cycle(), fpm_pctl_action_last()).
+fn outlived(p: &Process, parent: &Process) -> bool {
+    parent.exited.is_some_and(|gone| gone.status() == Some(0) && p.exited.is_none_or(|e| e.at > gone.at))
 }
 
 #[cfg(test)]

@@ -253,20 +253,18 @@ impl Table {
     pub fn server_of(&self, owner: &Owner) -> ServerInfo<'_> {
         // A supervisor may open the socket and pass it on, so any holder that is a server decides; of several, the
         // master, then the first.
-        let mut best: Option<((bool, bool, bool), ServerKind, bool, ProcKey)> = None;
-        for key in owner.opener.iter().chain(&owner.holders) {
-            let Some((kind, sure)) = self.server_kind(key) else { continue };
+        let candidate = |key: &ProcKey| {
+            let (kind, sure) = self.server_kind(key)?;
             let master = matches!(self.role(key).role, Role::NginxMaster | Role::PhpFpmMaster);
-            let rank = (kind == ServerKind::Other, !sure, !master);
-            if best.is_none_or(|(r, ..)| rank < r) {
-                best = Some((rank, kind, sure, *key));
-            }
-        }
+            Some(((kind == ServerKind::Other, !sure, !master), kind, sure, *key))
+        };
+        // Of equal ones min_by_key() gives the first.
+        let best = owner.opener.iter().chain(&owner.holders).filter_map(candidate).min_by_key(|(rank, ..)| *rank);
         let process = best.map(|(.., key)| key).or(owner.opener).or(owner.holders.first().copied());
         let (kind, sure) = match best {
             Some((_, kind, sure, _)) if kind != ServerKind::Other => (kind, sure),
             // Its opener may be forgotten by now: a daemon's first process leaves at once.
-            _ => owner.server.unwrap_or((ServerKind::Other, false)),
+            best => owner.server.or(best.map(|(_, kind, sure, _)| (kind, sure))).unwrap_or((ServerKind::Other, false)),
         };
         let container = self.container_of_cgroup(owner.cgroup, 0);
         let container = container.or_else(|| process.and_then(|key| self.container_of(&key)));

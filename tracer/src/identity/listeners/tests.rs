@@ -12,7 +12,8 @@ fn ip(s: &str) -> IpAddr {
     s.parse().unwrap()
 }
 
-fn state(sk: u64, local: &str, port: u16, tgid: u32, old: u8, new: u8) -> TcpState {
+/// A change of state of a socket in namespace 2, made by a process that started `tgid` ticks after boot.
+pub(in crate::identity) fn state(sk: u64, local: &str, port: u16, tgid: u32, old: u8, new: u8) -> TcpState {
     let task = Task {
         tgid,
         pid: tgid,
@@ -129,11 +130,10 @@ fn a_port_closes_with_its_last_socket() {
     f.close(23, 2, "0.0.0.0", 80);
     assert_eq!(f.at(23, "10.0.0.1", 80), "-23 12");
     let closes = f.l.closes(2, ip("10.0.0.1"), 80, 0, 99);
-    assert_eq!(closes.iter().map(|c| (c.at, c.sk, c.left)).collect::<Vec<_>>(), [
-        (20, Some(1), 2),
-        (21, Some(3), 1),
-        (23, Some(2), 0)
-    ]);
+    assert_eq!(
+        closes.iter().map(|c| (c.at, c.sk, c.left)).collect::<Vec<_>>(),
+        [(20, Some(1), 2), (21, Some(3), 1), (23, Some(2), 0)]
+    );
     assert!(f.l.by_sk.is_empty());
 }
 

@@ -1,6 +1,7 @@
 use super::*;
+use crate::identity::listeners::tests::state;
 use crate::identity::{CgroupState, KEEP_NS, Known};
-use crate::model::event::{SigInfo, SignalGenerated};
+use crate::model::event::{SigInfo, SignalGenerated, tcp};
 use proptest::prelude::*;
 
 const S: BootNs = 1_000_000_000;
@@ -112,7 +113,8 @@ impl Feed {
 #[test]
 fn nginx_from_its_start() {
     let mut f = Feed::new();
-    let (shim, master, worker) = (on_host(task(10, 1, "containerd-shim")), task(20, 10, "nginx"), task(30, 20, "nginx"));
+    let (shim, master, worker) =
+        (on_host(task(10, 1, "containerd-shim")), task(20, 10, "nginx"), task(30, 20, "nginx"));
     let forked = f.fork(&shim, &on_host(task(20, 10, "runc:[2:INIT]")));
     let execed = f.exec(&master, "/usr/sbin/nginx", "nginx -g daemon_off;");
     f.fork(&master, &worker);
@@ -165,7 +167,9 @@ fn a_daemon_and_a_binary_upgrade() {
     let (launcher, master, worker) = (task(20, 1, "nginx"), task(30, 20, "nginx"), task(40, 30, "nginx"));
     f.exec(&launcher, "/usr/sbin/nginx", "nginx");
     f.fork(&launcher, &master);
+    assert_eq!((f.role(20), f.role(30)), ((Role::NginxMaster, true), (Role::NginxWorker, true)));
     f.exit(&launcher, 0);
+    assert_eq!((f.role(20), f.role(30)), ((Role::NginxCtl, false), (Role::NginxMaster, false)), "it outlived it");
     f.fork(&master, &worker);
     assert_eq!(f.role(20), (Role::NginxCtl, true));
     assert_eq!(f.role(30), (Role::NginxMaster, true));
@@ -178,6 +182,17 @@ fn a_daemon_and_a_binary_upgrade() {
     assert_eq!(f.role(50), (Role::NginxMaster, true));
     assert_eq!(f.role(60), (Role::NginxWorker, true));
     assert_eq!(f.role(30), (Role::NginxMaster, true));
+}
+
+#[test]
+fn a_stop_in_order_changes_no_role() {
+    let mut f = Feed::new();
+    let (master, worker) = (task(20, 1, "nginx"), task(30, 20, "nginx"));
+    f.exec(&master, "/usr/sbin/nginx", "nginx");
+    f.fork(&master, &worker);
+    f.exit(&worker, 0);
+    f.exit(&master, 0);
+    assert_eq!((f.role(20), f.role(30)), ((Role::NginxMaster, true), (Role::NginxWorker, true)));
 }
 
 #[test]
@@ -283,7 +298,7 @@ fn an_image_learned_late_is_handed_down() {
     let (master, worker) = (task(20, 1, "nginx"), task(30, 20, "nginx"));
     f.fork(&master, &worker);
     f.fork(&worker, &task(40, 30, "nginx"));
-    assert_eq!(f.role(30).1, false);
+    assert!(!f.role(30).1);
     f.scan(20, 1, "/usr/sbin/nginx", "nginx: master process nginx");
     assert_eq!((f.role(20), f.role(40)), ((Role::NginxMaster, true), (Role::NginxWorker, true)));
     // Not to a child that was forked before the parent's last exec.
@@ -359,6 +374,45 @@ fn tasks_without_a_name_are_left_out() {
     f.event(EventKind::OomVictim { task: Task { start_ns: 0, ..task(20, 1, "x") } });
     f.event(EventKind::OomVictim { task: task(0, 0, "swapper/0") });
     assert!(f.table.is_empty());
+}
+
+#[test]
+fn who_serves_an_address() {
+    let mut f = Feed::new();
+    let ip: IpAddr = "10.0.0.1".parse().unwrap();
+    let state = |sk, port, tgid, old, new| EventKind::TcpState(state(sk, "0.0.0.0", port, tgid, old, new));
+    let who = |f: &Feed, port| {
+        let info = f.table.server_at(2, ip, port, f.at)?;
+        Some((info.kind, info.sure, info.process.map(|k| k.tgid), info.container.is_some()))
+    };
+    // A daemon: its first process opens the socket and leaves.
+    let (launcher, master) = (task(20, 1, "nginx"), task(30, 20, "nginx"));
+    f.exec(&launcher, "/usr/sbin/nginx", "nginx");
+    f.event(state(1, 80, 20, tcp::CLOSE, tcp::LISTEN));
+    f.fork(&launcher, &master);
+    f.exit(&launcher, 0);
+    assert_eq!(who(&f, 80), Some((ServerKind::Nginx, true, Some(20), true)));
+    f.at += KEEP_NS + S;
+    f.table.advance(f.at);
+    assert!(f.table.process(&key(20)).is_none());
+    assert_eq!(who(&f, 80), Some((ServerKind::Nginx, true, Some(20), true)), "also when it is forgotten");
+    f.event(state(1, 80, 30, tcp::LISTEN, tcp::CLOSE));
+    assert_eq!(who(&f, 80), Some((ServerKind::Nginx, true, Some(20), true)), "and when the socket is closed");
+    // Found by the scan: of the holders the master.
+    f.scan(40, 1, "/usr/sbin/php-fpm8.2", "php-fpm: master process (/x)");
+    f.scan(41, 40, "/usr/sbin/php-fpm8.2", "php-fpm: pool www");
+    f.scan(42, 40, "/bin/sh", "sh");
+    let holders = [42, 41, 40].map(key).to_vec();
+    let any = "::".parse().unwrap();
+    f.table.observe_listener(&ListenerFact { at: f.at, netns: 2, ip: any, port: 9000, inode: 9, holders });
+    assert_eq!(who(&f, 9000), Some((ServerKind::PhpFpm, true, Some(40), true)));
+    // By its name only, then by nothing at all.
+    f.event(state(3, 81, 50, tcp::CLOSE, tcp::LISTEN));
+    assert_eq!(who(&f, 81), Some((ServerKind::Nginx, false, Some(50), true)));
+    f.exec(&task(60, 1, "app"), "/app", "app");
+    f.event(state(4, 82, 60, tcp::CLOSE, tcp::LISTEN));
+    assert_eq!(who(&f, 82), Some((ServerKind::Other, true, Some(60), true)));
+    assert_eq!(who(&f, 83), None);
 }
 
 #[test]
