@@ -82,6 +82,11 @@ fn flags(btf: &Btf<'_>, globals: &mut Globals) -> Result<(), FieldError> {
     }
     if !reason {
         globals.degrade("no-reset-reason", "this kernel does not say why it sends a reset (6.10 and newer do)");
+        // Before the same release tcp_v4_send_reset() ran the hook for full sockets only.
+        globals.degrade(
+            "no-reply-resets",
+            "this kernel does not report resets to a closed port or connection: refused connections and late data stay unseen",
+        );
     }
     if !cgroup_ptr {
         globals.degrade(
@@ -224,7 +229,7 @@ mod tests {
         assert_eq!(g.get("SK_CGRP_PTR"), Some(table::MISSING));
         assert!(g.reset_reasons.is_empty());
         let ids: Vec<&str> = g.degraded.iter().map(|d| d.id.as_str()).collect();
-        assert_eq!(ids, ["no-reset-reason", "sk-cgroup-tagged"]);
+        assert_eq!(ids, ["no-reset-reason", "no-reply-resets", "sk-cgroup-tagged"]);
     }
 
     #[test]
