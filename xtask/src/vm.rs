@@ -169,15 +169,20 @@ fn report(kernel: &Kernel, outcome: Result<Outcome>, logs: &Path) -> bool {
         Verdict::Kernel(lines) => {
             println!("{head} FAIL{again} the kernel complained:");
             for line in lines.iter().take(20) {
-                println!("    {}", line.escape_debug());
+                println!("    {}", printable(line));
             }
         }
         Verdict::None(why) => println!("{head} FAIL{again} {why}"),
     }
     let from = outcome.output.len().saturating_sub(40);
     for line in &outcome.output[from..] {
-        println!("    | {}", line.escape_debug());
+        println!("    | {}", printable(line));
     }
     println!("    see {}", logs.join(&kernel.version).display());
     false
+}
+
+/// What a guest says goes to a terminal without control characters.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

@@ -61,11 +61,16 @@ fn run(command: Command) -> Result<bool> {
 
 fn print(report: &Report) -> bool {
     for line in &report.skipped {
-        println!("skipped {}", line.escape_debug());
+        println!("skipped {}", printable(line));
     }
     for line in &report.failed {
-        println!("FAILED {}", line.escape_debug());
+        println!("FAILED {}", printable(line));
     }
     println!("{} passed, {} failed, {} skipped", report.passed, report.failed.len(), report.skipped.len());
     report.failed.is_empty()
+}
+
+/// Names of processes are in it: no control characters on a terminal.
+fn printable(line: &str) -> String {
+    line.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }

@@ -31,6 +31,7 @@ pub(crate) fn fire(fire: &Fire) -> Result<()> {
     let (mut alarms, sleeper) = start(many_alarms)?;
     let (mut victims, victim) = start(many_kills)?;
     let (mut refused, connector) = start(many_refused)?;
+    fire.hold_netns(refused.pid)?;
     let mut all = [&mut forks, &mut pipes, &mut alarms, &mut refused];
     for child in &mut all {
         child.tell(0)?;

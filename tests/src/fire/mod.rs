@@ -26,6 +26,8 @@ mod tcp;
 use anyhow::{Context, Result};
 use facts::Cgroups;
 use manifest::Manifest;
+use std::cell::RefCell;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 pub use child::act_as_told;
@@ -38,6 +40,17 @@ pub(crate) struct Fire {
     dir: PathBuf,
     /// Our own program.
     exe: PathBuf,
+    /// Network namespaces that were used, held so that no other one gets the inode number.
+    netns: RefCell<Vec<File>>,
+}
+
+impl Fire {
+    /// Holds the network namespace of a process to the end.
+    fn hold_netns(&self, pid: u32) -> Result<()> {
+        let path = format!("/proc/{pid}/ns/net");
+        self.netns.borrow_mut().push(File::open(&path).context(path)?);
+        Ok(())
+    }
 }
 
 type Case = fn(&Fire) -> Result<()>;
@@ -50,7 +63,7 @@ pub fn fire(manifest: &Path, dir: &Path) -> Result<()> {
     let exe = std::env::current_exe().context("own program")?;
     let cgroups = Cgroups::create().context("cgroups for the test")?;
     let manifest = Manifest::create(manifest)?;
-    let fire = Fire { manifest, cgroups, dir: dir.to_owned(), exe };
+    let fire = Fire { manifest, cgroups, dir: dir.to_owned(), exe, netns: RefCell::default() };
     let all: &[(&str, Case)] = &[
         ("signals", signals::fire),
         ("processes", processes::fire),

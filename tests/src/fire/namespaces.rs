@@ -1,7 +1,7 @@
 //! A pid namespace of its own: what a container's processes look like from outside.
 
 use super::Fire;
-use super::child::{Child, kill};
+use super::child::{Child, PATIENCE, kill};
 use super::facts::{Facts, TARGET};
 use super::manifest::Expect;
 use super::processes::forked;
@@ -18,7 +18,9 @@ pub(crate) fn fire(fire: &Fire) -> Result<()> {
         ensure!(r == 0, "unshare: {}", std::io::Error::last_os_error());
         let mut init = Child::ready(|line| {
             let second = Child::ready(|line| {
-                line.ready();
+                line.say(0);
+                // Not on the line: PID 1's end of it closes before the kill.
+                std::thread::sleep(PATIENCE);
                 Ok(0)
             })?;
             line.ready();

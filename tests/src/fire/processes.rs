@@ -20,6 +20,7 @@ pub(crate) fn fire(fire: &Fire) -> Result<()> {
     programs(fire)?;
     exec_by_thread(fire)?;
     threads(fire)?;
+    ends_together(fire)?;
     leader_first(fire)?;
     vfork(fire)?;
     user(fire)
@@ -177,6 +178,10 @@ fn threads(fire: &Fire) -> Result<()> {
         });
         line.say(rx.recv()?);
         thread.join().ok().context("thread")?;
+        // join returns before the thread has ended: clear_child_tid is written early in do_exit().
+        while fs::read_dir("/proc/self/task")?.count() > 1 {
+            std::thread::yield_now();
+        }
         line.ready();
         Ok(5)
     })?;
@@ -199,6 +204,24 @@ fn threads(fire: &Fire) -> Result<()> {
     let select = json!({"kind": "signal-delivered", "signal": libc::SIGUSR1, "task": {"tgid": facts.tgid}});
     let want = json!({"handler": 2, "task": {"pid": tid}});
     fire.manifest.expect(Expect::one("tgkill to a thread: delivered", select, want))
+}
+
+/// A process that ends while a thread of it is just ending: both find nobody left alive, one exit all the same.
+fn ends_together(fire: &Fire) -> Result<()> {
+    for n in 0..20 {
+        let child = Child::ready(|line| {
+            line.ready();
+            std::thread::spawn(gettid).join().ok().context("thread")?;
+            Ok(6)
+        })?;
+        let facts = child.facts()?;
+        child.finish()?;
+        let mut e = exited(&format!("process and thread end together, {n}"), &facts, 6 << 8);
+        // Whichever of them is reported.
+        e.want["task"] = json!({"start_ticks": facts.start_ticks, "ns_pid": facts.ns_pid});
+        fire.manifest.expect(e)?;
+    }
+    Ok(())
 }
 
 /// The leader ends first, a thread later: one exit, the last one, with the group's code.

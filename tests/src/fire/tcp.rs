@@ -52,6 +52,7 @@ pub(crate) fn fire(fire: &Fire) -> Result<()> {
         fire.cgroups.enter(MAIN)?;
         Ok(0)
     })?;
+    fire.hold_netns(child.pid)?;
     child.finish()?;
     Ok(())
 }

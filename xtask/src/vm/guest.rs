@@ -153,19 +153,21 @@ fn judge(console: &str, dmesg: &str, why: &str) -> Verdict {
     }
 }
 
-/// Lines between the guest's two marks.
+/// Lines between the guest's two marks, without those of its kernel.
 fn script_output(console: &str) -> Vec<String> {
     let mut lines = console.lines().skip_while(|l| !l.starts_with("WHY502-UP "));
     lines.next();
     let all = lines.take_while(|l| !l.starts_with("WHY502-EXIT "));
-    all.filter(|l| !l.trim().is_empty()).map(str::to_owned).collect()
+    let kernel =
+        |l: &str| l.strip_prefix('[').is_some_and(|l| l.trim_start().starts_with(|c: char| c.is_ascii_digit()));
+    all.filter(|l| !l.trim().is_empty() && !kernel(l)).map(str::to_owned).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const GOOD: &str = "WHY502-UP 6.1 2.0\nhello\n\nWHY502-EXIT rc=3 tainted=0 uptime=4.0\n";
+    const GOOD: &str = "WHY502-UP 6.1 2.0\nhello\n[    5.208923] Memory cgroup out of memory\n\nWHY502-EXIT rc=3 tainted=0 uptime=4.0\n";
 
     #[test]
     fn exit_status_and_output() {
