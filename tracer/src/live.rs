@@ -1,7 +1,7 @@
 //! The live source: attaches the probes, scans what was there before them, and gives the one input sequence.
 //!
 //! Order: `Started`, `Clock`, the cgroups, processes and listeners of the start-up scan, `Ready`; then per batch: losses,
-//! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds, and a `Tick` up to which all events
+//! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds and when the wall clock was set, and a `Tick` up to which all events
 //! were fed. Attach first, then scan: what happens in between is in the ring and follows after `Ready`, with its time.
 
 mod check;
@@ -34,8 +34,8 @@ const TICK: u64 = 50_000_000;
 const IDLE_TICK: u64 = 200_000_000;
 /// Recursion misses are read through /proc: less often, ns.
 const RECURSION: u64 = 250_000_000;
-/// A clock sample and a look at the filter this often, ns.
-const CLOCK: u64 = 10_000_000_000;
+/// A look at the filter this often, ns.
+const REFILTER: u64 = 10_000_000_000;
 
 /// Signals that are not recorded unless asked for: CHLD, URG, WINCH, ALRM, VTALRM, IO and the real-time ones. They are
 /// frequent (Go's scheduler sends URG thousands of times a second) and explain no lost request; PROF, PIPE and the rest do
@@ -133,7 +133,8 @@ pub struct Live {
     last_tick: BootNs,
     last_counters: BootNs,
     last_recursion: BootNs,
-    last_clock: BootNs,
+    last_filter: BootNs,
+    clocks: facts::Clocks,
     /// Events were given since the last tick.
     unticked: bool,
     /// The ring was not read to its end.
@@ -162,6 +163,14 @@ impl Live {
         let io = |what| move |source| LiveError::Io { what, source };
         let mut drain = Drain::new(ring).map_err(io("cannot wait for the ring buffer"))?;
         let mut degraded = degradations(&globals, &mounts, rights, &probes);
+        // Before the check: until the probes know the ports, they take server sides for clients.
+        let mut resolver = cgroups::Resolver::new(root);
+        let at = clock::boot_ns();
+        let scan = procfs::scan(root, at).map_err(io("cannot scan the host's processes"))?;
+        let known = resolver.snapshot(clock::boot_ns());
+        for l in &scan.listeners {
+            listeners.add(l.netns, l.port, started)?;
+        }
         let mut own = check::Own::default();
         let mut early = Vec::new();
         if options.check {
@@ -170,13 +179,6 @@ impl Live {
             (own, early) = (checked.own, checked.batches);
         }
 
-        let mut resolver = cgroups::Resolver::new(root);
-        let at = clock::boot_ns();
-        let scan = procfs::scan(root, at).map_err(io("cannot scan the host's processes"))?;
-        let known = resolver.snapshot(clock::boot_ns());
-        for l in &scan.listeners {
-            listeners.add(l.netns, l.port, started)?;
-        }
         let filter = match &mounts.cgroup2 {
             Some(mount) if options.filter => filter::Filter::new(root, mount, &scan, &resolver),
             _ => filter::Filter::default(),
@@ -197,7 +199,8 @@ impl Live {
             host_netns: host.netns,
             host_pidns: host.pidns,
         })];
-        pending.push(clock_sample());
+        let mut clocks = facts::Clocks::default();
+        pending.extend(clocks.due(clock::sample()));
         let mut seen = facts::Seen::default();
         for fact in known {
             seen.first(fact.hierarchy, fact.id);
@@ -229,7 +232,8 @@ impl Live {
             last_tick: 0,
             last_counters: 0,
             last_recursion: 0,
-            last_clock: now,
+            last_filter: now,
+            clocks,
             unticked: false,
             more: false,
         };
@@ -316,9 +320,11 @@ impl Live {
         for event in batch.events {
             self.give(event, now, &mut out);
         }
-        if now.saturating_sub(self.last_clock) >= CLOCK {
-            self.last_clock = now;
-            out.push(clock_sample());
+        if counters_due {
+            out.extend(self.clocks.due(clock::sample()));
+        }
+        if now.saturating_sub(self.last_filter) >= REFILTER {
+            self.last_filter = now;
             self.refilter();
         }
         // A tick closes windows, so it needs counters that are as new as itself.
@@ -373,11 +379,6 @@ impl Live {
             }
         }
     }
-}
-
-fn clock_sample() -> Input {
-    let sample = clock::sample();
-    Input::Clock { at: sample.boot_ns, wall_ns: sample.wall_ns }
 }
 
 fn globals(root: &Path, mounts: &Mounts) -> Result<Globals, LiveError> {

@@ -1,9 +1,9 @@
 //! Small bookkeeping over events: which cgroups they name, which were seen, how fast the kernel ticks.
 
-use crate::kernel::clock;
-use crate::model::BootNs;
+use crate::kernel::clock::{self, Sample};
 use crate::model::event::{Event, EventKind, Task};
 use crate::model::input::Hierarchy;
+use crate::model::{BootNs, Input};
 use std::collections::{HashSet, VecDeque};
 
 /// The cgroup ids that an event names, without 0 (unknown).
@@ -62,6 +62,31 @@ impl Seen {
     }
 }
 
+/// Boot ↔ wall samples: every ten seconds, and at once when the wall clock was set.
+#[derive(Debug, Default)]
+pub(super) struct Clocks {
+    given: Option<Sample>,
+}
+
+impl Clocks {
+    const EVERY: u64 = 10_000_000_000;
+    /// NTP slews both clocks alike: a change of this size, ns, is somebody setting the wall clock.
+    const STEP: u64 = 1_000_000;
+
+    /// The sample as an input, when one is due.
+    pub(super) fn due(&mut self, sample: Sample) -> Option<Input> {
+        let offset = |s: Sample| s.wall_ns.saturating_sub_unsigned(s.boot_ns);
+        // A bracket as wide as that was interrupted and tells nothing.
+        let stepped =
+            |given: Sample| sample.width_ns < Self::STEP / 2 && offset(sample).abs_diff(offset(given)) > Self::STEP;
+        let due = self.given.is_none_or(|g| sample.boot_ns.saturating_sub(g.boot_ns) >= Self::EVERY || stepped(g));
+        due.then(|| {
+            self.given = Some(sample);
+            Input::Clock { at: sample.boot_ns, wall_ns: sample.wall_ns }
+        })
+    }
+}
+
 /// The kernel's tick rate, from the jiffies that records carry.
 #[derive(Debug, Default)]
 pub(super) struct Hz {
@@ -98,6 +123,24 @@ mod tests {
         assert!(seen.first(Hierarchy::V2, 7));
         assert_eq!(seen.order.len(), Seen::MOST);
         assert_eq!(seen.known.len(), Seen::MOST);
+    }
+
+    #[test]
+    fn a_clock_sample_every_ten_seconds_and_at_a_step() {
+        let mut clocks = Clocks::default();
+        let mut due = |ms: u64, offset_ms: i64, width_ns| {
+            let boot_ns = ms * 1_000_000;
+            let wall_ns = boot_ns as i64 + offset_ms * 1_000_000;
+            clocks.due(Sample { boot_ns, wall_ns, width_ns }).is_some()
+        };
+        assert!(due(0, 50, 300));
+        assert!(!due(9_999, 50, 300));
+        assert!(due(10_000, 50, 300));
+        assert!(!due(10_050, 51, 300), "a millisecond is no step");
+        assert!(due(10_100, 60, 300), "the wall clock was set");
+        assert!(!due(10_150, 60, 300), "told once");
+        assert!(!due(10_200, 70, 2_000_000), "an interrupted bracket is no step");
+        assert!(due(10_250, -3_600_000, 300), "and back");
     }
 
     #[test]
