@@ -52,8 +52,10 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
     let mut summary = Summary::default();
     let mut feed = |input: &Input, summary: &mut Summary| {
         summary.input(input);
+        let next = each(input, View { summary, reset_reasons: &reset_reasons });
+        // After the command: at `ready` a recording is on the disk.
         announce(input);
-        each(input, View { summary, reset_reasons: &reset_reasons })
+        next
     };
     let end = tokio::time::sleep(wish.duration.unwrap_or_default());
     tokio::pin!(end);

@@ -172,6 +172,37 @@ fn strict(text: &str, samples: &[Value]) {
     }
 }
 
+/// docs/events.md has a word for every member and every id.
+#[test]
+fn everything_is_documented() {
+    let page = include_str!("../../../docs/events.md");
+    let causes = include_str!("../../../docs/causes.md");
+    for text in [INCIDENT, STOP, EVENT] {
+        let (value, _) = schema(text);
+        for path in objects(&value) {
+            let Some(members) = value.pointer(&path).unwrap().get("properties").and_then(Value::as_object) else {
+                continue;
+            };
+            for name in members.keys() {
+                let forms = ["", "chain[].", "response.", "requests."].map(|before| format!("`{before}{name}`"));
+                let parts = [format!("`{name}."), format!("`{name}[].")];
+                assert!(forms.iter().chain(&parts).any(|form| page.contains(form)), "{name} of {path}");
+            }
+        }
+    }
+    for id in names::KINDS.iter().chain(names::QUALITY.iter().map(|(_, id)| id)) {
+        assert!(page.contains(&format!("`{id}`")), "{id}");
+    }
+    for id in Cause::ALL
+        .iter()
+        .map(|c| c.id())
+        .chain(Mechanism::ALL.iter().map(|m| m.id()))
+        .chain(Trigger::ALL.iter().map(|t| t.id()))
+    {
+        assert!(page.contains(&format!("`{id}`")) || causes.contains(&format!("`{id}`")), "{id}");
+    }
+}
+
 /// JSON pointers of all objects in a value.
 fn objects(value: &Value) -> Vec<String> {
     fn walk(value: &Value, path: &str, out: &mut Vec<String>) {
