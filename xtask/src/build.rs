@@ -44,22 +44,28 @@ pub(crate) fn run(args: &Args) -> Result<PathBuf> {
     Ok(binary)
 }
 
+/// Where the probes' object is, once it is built.
+pub(crate) fn object() -> PathBuf {
+    sh::target_dir().join("bpf").join(TARGET).join("release/probes")
+}
+
 /// Compiles the probes and passes them through the gates; gives the object's path.
 fn probes(args: &Args) -> Result<PathBuf> {
     let start = Instant::now();
     gates::source::check(&sh::root())?;
     let road = toolchain::road(args.road)?;
-    let dir = sh::target_dir().join("bpf");
     let mut cmd = road.cargo("build");
     cmd.args(["--release", "--target", TARGET, "--package", "why502-ebpf", "--bin", "probes"]);
     if args.trace_log {
         cmd.args(["--features", "trace-log"]);
     }
     let flags = flags(&road)?;
-    cmd.env("CARGO_TARGET_DIR", &dir).env("CARGO_ENCODED_RUSTFLAGS", flags).env_remove("RUSTFLAGS");
+    cmd.env("CARGO_TARGET_DIR", sh::target_dir().join("bpf"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        .env_remove("RUSTFLAGS");
     sh::run(&mut cmd).with_context(|| format!("building the probes with {}", road.describe()))?;
 
-    let object = dir.join(TARGET).join("release/probes");
+    let object = object();
     let bytes = fs::read(&object).with_context(|| format!("reading {}", object.display()))?;
     let summary = gates::object::check(&bytes, args.trace_log)
         .with_context(|| format!("{} must not be loaded into any kernel", object.display()))?;

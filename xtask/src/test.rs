@@ -102,6 +102,8 @@ fn time(took: Duration) -> String {
 fn cargo_test(targets: &[String]) -> Command {
     let mut cmd = sh::cargo();
     cmd.args(["test", "--workspace", "--no-fail-fast"]).args(targets);
+    // The tests of the commands run the binary of this build, and some of them live.
+    cmd.env("WHY502_PROBES", build::object());
     cmd
 }
 
