@@ -98,8 +98,7 @@ fn pack(args: &Args, target: &Path, to: &Path) -> Result<()> {
     };
     if !args.no_build {
         // Through the command line, so that every way to build why502 is the one of `cargo xtask build`.
-        sh::run(Command::new(std::env::current_exe()?).arg("build"))?;
-        sh::run(sh::cargo().args(["build", "--release", "--quiet", "-p", "why502-tests", "--bin", "why502-fire"]))?;
+        sh::run(Command::new(std::env::current_exe()?).args(["build", "--package", "why502-tests"]))?;
     }
     let mut image = Initrd::with_busybox()?;
     for name in ["why502", "why502-fire"] {
