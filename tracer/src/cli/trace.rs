@@ -30,8 +30,6 @@ by repeating it, are alternatives.";
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
-    #[command(flatten)]
-    filter: Filter,
     /// Also signals that neither end a process nor tell a server to stop: SIGCHLD, SIGALRM ...
     #[arg(long)]
     all_signals: bool,
@@ -40,6 +38,9 @@ pub(super) struct Args {
     duration: Option<Duration>,
     #[command(flatten)]
     output: OutputArgs,
+    // Last: its heading would go on over what follows.
+    #[command(flatten)]
+    filter: Filter,
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -75,7 +76,7 @@ fn signal(text: &str) -> Result<u32, String> {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
     let paint = args.output.paint();
-    let lines = Queue::new(std::io::stdout(), queue::LINES).context("cannot start the writing thread")?;
+    let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut tracer = Tracer::new(&args, paint);
     let wish = Wish { all_signals: args.all_signals, duration: args.duration };
     let mut summary = live::run(wish, |input, view| {

@@ -43,7 +43,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
     let mut recording = args.record.as_deref().map(RecordingFile::create).transpose()?;
     let paint = args.output.paint();
-    let lines = Queue::new(std::io::stdout(), queue::LINES).context("cannot start the writing thread")?;
+    let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
     let wish = Wish { all_signals: false, duration: args.duration };
     let mut summary = live::run(wish, |input, view| {

@@ -3,13 +3,13 @@
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::Duration;
 
-/// Lines that may wait. At 300 bytes each some 20 MB, or several seconds of the busiest node.
-pub const LINES: usize = 65_536;
+/// Bytes that may wait: some seconds of a busy node's events.
+pub const BYTES: usize = 16 << 20;
 
 /// Why nothing more is written.
 #[derive(Debug)]
@@ -21,38 +21,41 @@ enum End {
 
 /// The sending end. Dropping it without [`Queue::finish`] lets the thread write what is queued, unwatched.
 pub struct Queue {
-    lines: SyncSender<String>,
+    lines: Sender<String>,
     end: Receiver<Result<(), End>>,
     over: Arc<AtomicBool>,
+    /// Bytes in the queue, and how many may be.
+    waiting: Arc<AtomicUsize>,
+    max: usize,
     dropped: AtomicU64,
 }
 
 impl Queue {
     /// Starts the writing thread. It writes what is queued at once and flushes when the queue is empty.
-    pub fn new(to: impl Write + Send + 'static, lines: usize) -> std::io::Result<Self> {
-        let (lines, from) = sync_channel::<String>(lines);
-        let (done, end) = sync_channel(1);
-        let over = Arc::new(AtomicBool::new(false));
-        let flag = Arc::clone(&over);
+    pub fn new(to: impl Write + Send + 'static, max: usize) -> std::io::Result<Self> {
+        let (lines, from) = channel::<String>();
+        let (done, end) = channel();
+        let (over, waiting) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (flag, rest) = (Arc::clone(&over), Arc::clone(&waiting));
         thread::Builder::new().name("stdout".into()).spawn(move || {
-            let result = write_all(from, to);
+            let result = write_all(from, to, &rest);
             flag.store(true, Ordering::Release);
             // The receiver may be gone: then nobody wants to know.
             let _ = done.send(result);
         })?;
-        Ok(Queue { lines, end, over, dropped: AtomicU64::new(0) })
+        Ok(Queue { lines, end, over, waiting, max, dropped: AtomicU64::new(0) })
     }
 
     /// Queues one line (its end is added), or counts it as dropped. Never blocks.
     pub fn push(&self, line: String) {
-        match self.lines.try_send(line) {
-            Ok(()) => {}
-            Err(TrySendError::Full(_)) => {
-                self.dropped.fetch_add(1, Ordering::Relaxed);
-            }
-            // The reader is gone: `is_over` tells.
-            Err(TrySendError::Disconnected(_)) => {}
+        let len = line.len();
+        if self.waiting.fetch_add(len, Ordering::Relaxed) + len > self.max {
+            self.waiting.fetch_sub(len, Ordering::Relaxed);
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+            return;
         }
+        // Fails when the reader is gone: `is_over` tells.
+        let _ = self.lines.send(line);
     }
 
     /// The reader of stdout is gone, or writing failed: [`Queue::finish`] says which.
@@ -77,7 +80,7 @@ impl Queue {
     }
 }
 
-fn write_all(from: Receiver<String>, to: impl Write) -> Result<(), End> {
+fn write_all(from: Receiver<String>, to: impl Write, waiting: &AtomicUsize) -> Result<(), End> {
     let mut to = std::io::BufWriter::new(to);
     loop {
         let line = match from.try_recv() {
@@ -92,6 +95,7 @@ fn write_all(from: Receiver<String>, to: impl Write) -> Result<(), End> {
             Err(TryRecvError::Disconnected) => return to.flush().map_err(end),
         };
         to.write_all(line.as_bytes()).and_then(|()| to.write_all(b"\n")).map_err(end)?;
+        waiting.fetch_sub(line.len(), Ordering::Relaxed);
     }
 }
 
@@ -111,7 +115,7 @@ mod tests {
     #[test]
     fn writes_everything_in_order() {
         let (mut reader, writer) = pipe();
-        let queue = Queue::new(writer, 1000).unwrap();
+        let queue = Queue::new(writer, BYTES).unwrap();
         for i in 0..100 {
             queue.push(format!("line {i}"));
         }
@@ -126,7 +130,7 @@ mod tests {
     fn a_reader_that_is_gone_ends_it_quietly() {
         let (reader, writer) = pipe();
         drop(reader);
-        let queue = Queue::new(writer, 10).unwrap();
+        let queue = Queue::new(writer, 1000).unwrap();
         while !queue.is_over() {
             queue.push("into the void".into());
             thread::yield_now();
@@ -137,14 +141,14 @@ mod tests {
     #[test]
     fn a_reader_that_stands_still_blocks_nobody_and_what_is_dropped_is_counted() {
         let (mut reader, writer) = pipe();
-        let queue = Queue::new(writer, 4).unwrap();
+        let queue = Queue::new(writer, 400_000).unwrap();
         let long = "x".repeat(100_000);
         let pushed = 50;
         for _ in 0..pushed {
             queue.push(long.clone());
         }
         let dropped = queue.dropped();
-        assert!(dropped > 0, "a pipe and four lines cannot hold 5 MB");
+        assert!(dropped > 0, "a pipe and 400 kB cannot hold 5 MB");
         let text = thread::spawn(move || {
             let mut text = String::new();
             reader.read_to_string(&mut text).map(|_| text.lines().count() as u64)
@@ -156,7 +160,7 @@ mod tests {
     #[test]
     fn patience_ends() {
         let (_reader, writer) = pipe();
-        let queue = Queue::new(writer, 4).unwrap();
+        let queue = Queue::new(writer, BYTES).unwrap();
         queue.push("x".repeat(1_000_000));
         let err = queue.finish(Duration::from_millis(20)).unwrap_err();
         assert_eq!(err.kind(), ErrorKind::TimedOut);
