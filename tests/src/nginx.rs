@@ -224,7 +224,8 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
         let tickets = if tls == Tls::Tickets { "on" } else { "off" };
         let f = files.display();
         let _ = write!(listens, "{} ssl_certificate {f}.crt; ssl_certificate_key {f}.key;", conf.listens(443, " ssl"));
-        let _ = write!(listens, "ssl_session_tickets {tickets}; ssl_session_cache shared:tls:1m;");
+        let _ = write!(listens, "ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets {tickets};");
+        listens += " ssl_session_cache shared:tls:1m;";
     }
     let php = conf.fastcgi.as_ref().map_or(String::new(), |upstream| {
         format!(

@@ -5,7 +5,7 @@ use crate::ledger::Claim;
 use crate::site::Site;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, Signal, kill, signal};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -85,8 +85,15 @@ impl Tracer {
     pub fn start_unready(binary: &Path, args: &[&OsStr]) -> Result<Self> {
         let mut command = Command::new(binary);
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        // SAFETY: prctl(2) is a plain system call, allowed between fork and exec.
-        unsafe { command.pre_exec(|| prctl::set_pdeathsig(Signal::SIGINT).map_err(Into::into)) };
+        // SAFETY: prctl(2) and sigaction(2) are plain system calls, allowed between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                prctl::set_pdeathsig(Signal::SIGINT)?;
+                // A shell's background jobs ignore SIGINT, and hand that on.
+                signal(Signal::SIGINT, SigHandler::SigDfl)?;
+                Ok(())
+            })
+        };
         // A Ctrl-C at a terminal is for the harness, which ends the tracer when it is time.
         let child = command.process_group(0).spawn();
         let mut child = child.with_context(|| format!("cannot start {}", binary.display()))?;
