@@ -53,6 +53,8 @@ fields! {
     TASK_SIGNAL "task_struct" "signal" 8;
     CRED_UID "cred" "uid" 4;
     SIGNAL_LIVE "signal_struct" "live" 4;
+    SIGNAL_FLAGS "signal_struct" "flags" 4;
+    SIGNAL_EXIT_CODE "signal_struct" "group_exit_code" 4;
     MM_ARG_START "mm_struct" "arg_start" 8;
     MM_ARG_END "mm_struct" "arg_end" 8;
     NSPROXY_NET "nsproxy" "net_ns" 8;

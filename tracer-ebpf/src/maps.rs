@@ -22,6 +22,20 @@ pub static LISTENERS: LruHashMap<PortKey, u64> = LruHashMap::with_max_entries(16
 #[map]
 pub static DIGESTS: LruHashMap<Tuple, Digest> = LruHashMap::with_max_entries(65_536, 0);
 
+/// Processes ([`crate::kernel::task::process`]) whose end was reported.
+#[map]
+pub static ENDED: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(4096, 0);
+
+/// include/uapi/linux/bpf.h BPF_NOEXIST, and include/uapi/asm-generic/errno-base.h EEXIST.
+const NOEXIST: u64 = 1;
+const EEXIST: i32 = 17;
+
+/// Is this the first end of this process? When the map cannot tell: yes.
+#[inline(always)]
+pub fn first_end(process: [u64; 2]) -> bool {
+    !matches!(ENDED.insert(process, 1, NOEXIST), Err(e) if e == -EEXIST)
+}
+
 macro_rules! globals {
     ($($name:ident: $t:ty = $v:expr;)*) => { $(#[unsafe(no_mangle)] pub static $name: Global<$t> = Global::new($v);)* };
 }

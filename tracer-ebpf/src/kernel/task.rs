@@ -66,10 +66,25 @@ pub unsafe fn ids(task: *const u8) -> (u32, u32) {
     (Typed::u32(task, &f::TASK_TGID), Typed::u32(task, &f::TASK_PID))
 }
 
-/// The wait(2) status of an exiting task.
+/// include/linux/sched/signal.h SIGNAL_GROUP_EXIT.
+const GROUP_EXIT: u32 = 4;
+
+/// The wait(2) status of an exiting process. After exit_group(2) or a deadly signal it is the group's: a thread that was
+/// ending by itself at that moment keeps its own in `exit_code` (kernel/exit.c, do_group_exit()).
 #[inline(always)]
 pub unsafe fn exit_code(task: *const u8) -> u32 {
+    let signal = Probed::ptr(task, &f::TASK_SIGNAL);
+    if !signal.is_null() && Probed::u32(signal, &f::SIGNAL_FLAGS) & GROUP_EXIT != 0 {
+        return Probed::u32(signal, &f::SIGNAL_EXIT_CODE);
+    }
     Typed::u32(task, &f::TASK_EXIT_CODE)
+}
+
+/// Names the process of a task for good: start of its leader, and tgid.
+#[inline(always)]
+pub unsafe fn process(task: *const u8) -> [u64; 2] {
+    let (start, tgid, _) = brief::<Typed>(task);
+    [start, u64::from(tgid)]
 }
 
 /// No thread of the process is left (`signal->live` was decremented before the hook: kernel/exit.c, do_exit()).

@@ -30,6 +30,11 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     if maps::skipped(crate::kernel::cgroup::of_task::<crate::kernel::mem::Typed>(t)) {
         return count(HOOK, counter::SKIPPED);
     }
+    // Threads that end at the same time all find nobody left: up to 6.15 the hook runs long after `live` was decremented,
+    // behind exit_mm(), which wakes those who wait for the thread.
+    if !maps::first_end(task::process(t)) {
+        return count(HOOK, counter::UNINTERESTING);
+    }
     emit::<Exit>(HOOK, kind::EXIT, |p| {
         put!(p, code = task::exit_code(t));
         put!(p, _reserved = 0);
