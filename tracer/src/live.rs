@@ -196,6 +196,7 @@ impl Live {
             kernel: host.kernel,
             hooks: probes.status(),
             degraded,
+            reset_reasons: globals.reset_reasons.clone(),
             host_netns: host.netns,
             host_pidns: host.pidns,
         })];

@@ -54,30 +54,16 @@ impl Chain {
                 Evidence::Handshake { .. } => "handshake-without-listener",
             },
             process: task.map(|t| process_ref(t, view)),
-            text: loss_text(lost, server),
+            text: loss_text(lost, server, view),
         });
     }
 
-    /// A reset that the closing side sent for the same connection, as a detail of the loss.
-    pub fn reset(&mut self, event: EventId, at: BootNs, reset: &ResetSent) {
-        let why = reset.reason.map(|r| format!(", reason {}", reason_name(r))).unwrap_or_default();
-        self.push(
-            event,
-            at,
-            "reset-sent",
-            "reset-of-the-same-connection",
-            None,
-            format!("the kernel reset the connection{why}"),
-        );
-    }
-
-    pub fn exit(&mut self, exit: &ExitFact, server: &Server, rule: &'static str, view: &View) {
+    pub fn exit(&mut self, exit: &ExitFact, rule: &'static str, view: &View) {
         let how = match (exit.code & 0x7f, exit.code >> 8 & 0xff) {
             (0, status) => format!("exited with status {status}"),
             (s, _) => format!("was killed by {}", sig::name(s)),
         };
         let who = describe(&exit.task, view);
-        let _ = server;
         self.push(exit.event, exit.at, "exit", rule, Some(process_ref(&exit.task, view)), format!("{who} {how}"));
     }
 
@@ -157,7 +143,7 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
     }
 }
 
-fn loss_text(lost: &Lost, server: &Server) -> String {
+fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
     let t = &lost.tuple;
     let peer = std::net::SocketAddr::new(t.remote_ip, t.remote_port);
     let happened = what_happened(lost, server);
@@ -169,27 +155,28 @@ fn loss_text(lost: &Lost, server: &Server) -> String {
             clause.text(),
             if lost.server.as_ref().is_some_and(|a| a.exiting) { "; closed by the exit of the process" } else { "" },
         ),
-        Evidence::Refused { .. } => "its SYN was answered with a reset".into(),
+        Evidence::Refused { reset, .. } => {
+            format!("its SYN was answered with a reset{}", reason_text(reset, view))
+        }
         Evidence::LateData { reset, .. } => {
-            format!("{} bytes of it were answered with a reset{}", reset.in_len, reason_text(reset))
+            format!("{} bytes of it were answered with a reset{}", reset.in_len, reason_text(reset, view))
         }
         Evidence::Handshake { reset, .. } => format!(
-            "{} was answered with a reset",
-            if reset.in_len > 0 { format!("its {} bytes of data", reset.in_len) } else { "its last ACK".into() }
+            "{} was answered with a reset{}",
+            if reset.in_len > 0 { format!("its {} bytes of data", reset.in_len) } else { "its last ACK".into() },
+            reason_text(reset, view)
         ),
     };
     format!("{happened} (from {peer}): {detail}")
 }
 
-fn reason_text(reset: &ResetSent) -> String {
-    reset.reason.map(|r| format!(" ({})", reason_name(r))).unwrap_or_default()
-}
-
-/// `enum sk_rst_reason`, include/net/rstreason.h: values below are the same in 6.12–7.3.
-fn reason_name(reason: u32) -> String {
-    match reason {
-        1 => "no socket".into(),
-        other => format!("sk_rst_reason {other}"),
+/// The name that this kernel gives to a reset reason; nothing where it has none.
+fn reason_text(reset: &ResetSent, view: &View) -> String {
+    let names = view.started.map(|s| &s.reset_reasons);
+    match (reset.reason, reset.reason.and_then(|r| names?.get(&r))) {
+        (_, Some(name)) => format!(", reason {name}"),
+        (Some(number), None) => format!(", reason {number}"),
+        (None, _) => String::new(),
     }
 }
 

@@ -35,7 +35,7 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
     chain.loss(lost, server, view);
     match server.exit(view).filter(|e| e.at <= lost.at) {
         Some(exit) if exit.code & 0x7f != sig::TERM => return None,
-        Some(exit) => chain.exit(exit, server, "sockets-are-closed-by-exit", view),
+        Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         None => confidence.cap(0.8, "the exit of the child was not seen"),
     }
     chain.signal(term, "killed-by-this-signal", view);

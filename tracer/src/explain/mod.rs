@@ -119,7 +119,7 @@ fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
                 }
             }
             if let Some(exit) = server.exit(view).filter(|e| e.at <= lost.at) {
-                chain.exit(exit, server, "exit-before-loss", view);
+                chain.exit(exit, "exit-before-loss", view);
             }
         }
     }

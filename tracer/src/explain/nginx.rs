@@ -30,7 +30,7 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     match server.exit(view).filter(|e| e.at <= lost.at) {
         // A worker that was killed did not end because of the master's word.
         Some(exit) if exit.code & 0x7f != 0 => return None,
-        Some(exit) => chain.exit(exit, server, "sockets-are-closed-by-exit", view),
+        Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         None => confidence.cap(0.8, "the exit of the process was not seen"),
     }
     let rule = if server.is_master { "fast-shutdown-signal" } else { "master-tells-workers" };
