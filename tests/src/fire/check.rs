@@ -1,6 +1,6 @@
 //! Compares a manifest with the events that why502 printed.
 
-use super::manifest::{Expect, Kernel, Line, Needs, read};
+use super::manifest::{self, Expect, Kernel, Line, Needs};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -36,20 +36,27 @@ impl Report {
 /// # Errors
 /// When a file cannot be read or the manifest is not one. An event that is none is a failure in the report.
 pub fn files(manifest: &Path, events: &Path) -> Result<Report> {
-    let mut report = Report::default();
-    let file = File::open(events).with_context(|| events.display().to_string())?;
+    let (events, bad) = read_events(events)?;
+    let mut report = compare(&manifest::read(manifest)?, &events)?;
+    report.that("every line is an event", bad.is_none(), || bad.unwrap_or_default());
+    Ok(report)
+}
+
+/// The events of a file, and what is wrong with the first line that is none.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read_events(path: &Path) -> Result<(Vec<Value>, Option<String>)> {
+    let file = File::open(path).with_context(|| path.display().to_string())?;
     let mut all = Vec::new();
     let mut bad = None;
     for (n, line) in (1..).zip(BufReader::new(file).lines()) {
-        let line = line?;
-        match event(&line) {
+        match event(&line?) {
             Ok(event) => all.push(annotate(event)),
             Err(e) => bad = bad.or_else(|| Some(format!("line {n}: {e:#}"))),
         }
     }
-    report.that("every line is an event", bad.is_none(), || bad.unwrap_or_default());
-    compare(&read(manifest)?, &all, &mut report)?;
-    Ok(report)
+    Ok((all, bad))
 }
 
 /// One line of `why502 trace -o json`: an event of the model, with its names beside it.
@@ -60,7 +67,12 @@ fn event(line: &str) -> Result<Value> {
     Ok(value)
 }
 
-fn compare(manifest: &[Line], events: &[Value], report: &mut Report) -> Result<()> {
+/// Compares a manifest with events as [`read_events`] gives them.
+///
+/// # Errors
+/// When the manifest does not start with the kernel.
+pub fn compare(manifest: &[Line], events: &[Value]) -> Result<Report> {
+    let mut report = Report::default();
     let Some(Line::Kernel(kernel)) = manifest.first() else { bail!("the manifest does not start with the kernel") };
     for line in manifest {
         match line {
@@ -72,7 +84,7 @@ fn compare(manifest: &[Line], events: &[Value], report: &mut Report) -> Result<(
             }
         }
     }
-    Ok(())
+    Ok(report)
 }
 
 /// `None` when the expectation holds, else why not, in one line.
@@ -212,9 +224,7 @@ mod tests {
     }
 
     fn run(e: Expect, reset_reasons: bool, events: &[Value]) -> Report {
-        let mut report = Report::default();
-        compare(&[kernel(reset_reasons), Line::Expect(e)], events, &mut report).unwrap();
-        report
+        compare(&[kernel(reset_reasons), Line::Expect(e)], events).unwrap()
     }
 
     #[test]
