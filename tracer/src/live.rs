@@ -196,7 +196,7 @@ impl Live {
             kernel: host.kernel,
             hooks: probes.status(),
             degraded,
-            reset_reasons: globals.reset_reasons.clone(),
+            reset_reasons: globals.reset_reasons.clone().into_iter().collect(),
             host_netns: host.netns,
             host_pidns: host.pidns,
         })];

@@ -403,8 +403,12 @@ impl Client {
     }
 
     fn exchange(&mut self, i: usize, now: u64) -> bool {
-        let send_error = self.send_some(i).err();
+        let mut send_error = self.send_some(i).err();
         let read = self.read_some(i);
+        if self.slots[i].current.as_ref().is_some_and(|c| c.answer.may_send_body() && !c.body_later.is_empty()) {
+            // The permission has just come; no event of the socket will tell it again.
+            send_error = self.send_some(i).err();
+        }
         let Some(c) = &self.slots[i].current else { return false };
         let unsent = c.t_sent.is_none();
         let outcome = if c.answer.complete() {

@@ -172,9 +172,9 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
 
 /// The name that this kernel gives to a reset reason; nothing where it has none.
 fn reason_text(reset: &ResetSent, view: &View) -> String {
-    let names = view.started.map(|s| &s.reset_reasons);
-    match (reset.reason, reset.reason.and_then(|r| names?.get(&r))) {
-        (_, Some(name)) => format!(", reason {name}"),
+    let names = view.started.map_or(&[][..], |s| &s.reset_reasons);
+    match (reset.reason, names.iter().find(|(value, _)| Some(*value) == reset.reason)) {
+        (_, Some((_, name))) => format!(", reason {name}"),
         (Some(number), None) => format!(", reason {number}"),
         (None, _) => String::new(),
     }

@@ -36,9 +36,9 @@ pub struct Started {
     pub hooks: Vec<HookStatus>,
     /// Degradations that doctor would print: tracefs or cgroup2 not mounted, no reset reasons …
     pub degraded: Vec<Degraded>,
-    /// `enum sk_rst_reason` of this kernel, value → name: the values move between versions. Empty before 6.10.
+    /// `enum sk_rst_reason` of this kernel, value and name: the values move between versions. Empty before 6.10.
     #[serde(default)]
-    pub reset_reasons: std::collections::BTreeMap<u32, String>,
+    pub reset_reasons: Vec<(u32, String)>,
     /// Inode of the host's network and pid namespaces; 0 unknown.
     pub host_netns: u32,
     pub host_pidns: u32,

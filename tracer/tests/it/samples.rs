@@ -201,7 +201,7 @@ pub(crate) fn started() -> Started {
             hook("tcp_send_reset", HookState::Failed { why: "no such tracepoint".into() }),
         ],
         degraded: vec![Degraded { id: "no-tracefs".into(), text: "tracefs is not mounted".into() }],
-        reset_reasons: Default::default(),
+        reset_reasons: vec![(1, "NO_SOCKET".into())],
         host_netns: 4_026_531_840,
         host_pidns: 4_026_531_836,
     }
