@@ -8,11 +8,14 @@
 //! Everything after decode is a pure function of one sequence of [`model::Input`]s.
 
 pub mod cli;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
 pub mod correlate;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
 pub mod explain;
 pub mod identity;
 pub mod kernel;
 pub mod live;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
 pub mod model;
 pub mod probes;
 pub mod ring;
