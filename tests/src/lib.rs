@@ -10,6 +10,7 @@
 //! tracer   starts and stops why502
 //! ledger   the comparison: one incident per lost request, with an allowed cause
 //! fire     what the probes' smoke test does to the kernel
+//! truth    which causes are right for which lost request
 //! guard    one test at a time, skip reasons, waiting on conditions
 //! ```
 
@@ -25,4 +26,5 @@ pub mod php;
 pub mod pod;
 pub mod site;
 pub mod tracer;
+pub mod truth;
 pub mod tun;

@@ -8,10 +8,11 @@ use std::time::Duration;
 use why502::model::incident::Cause;
 use why502_tests::guard::{self, wait};
 use why502_tests::ledger::{self, Rules};
-use why502_tests::load::{Load, LoadConf, Progress, Request};
+use why502_tests::load::{Load, LoadConf, Progress};
 use why502_tests::php::FpmConf;
 use why502_tests::site::{Site, SiteConf};
 use why502_tests::tracer::{self, Tracer};
+use why502_tests::truth;
 
 #[test]
 fn quit_without_a_control_timeout() -> Result<()> {
@@ -49,19 +50,10 @@ fn one() -> Result<ledger::Comparison> {
     wait("the 502s", Duration::from_secs(30), || Progress::get(&load.progress.errors) >= 30)?;
     let requests = load.stop()?;
     let seen = site.started_scripts()?;
-    let rules = Rules { made: &[502], seen, allowed: &allowed };
+    let rules = Rules { made: &[502], seen, allowed: &truth::fpm_quit_without_timeout };
     let lost = requests.iter().filter(|r| ledger::is_lost(r, rules.made)).count();
     watch.wait_for(lost, &site)?;
     let said = watch.stop()?;
     common::check_schema(&said)?;
     Ok(ledger::compare(&requests, &said.claims(&site), &rules))
-}
-
-/// A script that had started was cut in its child; else the connection may have been queued, or refused afterwards.
-fn allowed(_: &Request, started: bool) -> &'static [Cause] {
-    if started {
-        &[Cause::FpmControlTimeoutZero]
-    } else {
-        &[Cause::FpmControlTimeoutZero, Cause::FpmAcceptQueueDropped, Cause::FpmNotListening]
-    }
 }

@@ -7,16 +7,28 @@ mod common;
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
 use std::time::Duration;
-use why502::model::incident::Cause;
 use why502_tests::guard::{self, wait};
 use why502_tests::ledger::{self, Rules};
-use why502_tests::load::{Load, LoadConf, Progress, Request};
+use why502_tests::load::{Load, LoadConf, Progress};
+use why502_tests::nginx::{Listen, NginxConf};
 use why502_tests::php::FpmConf;
 use why502_tests::site::{Site, SiteConf};
 use why502_tests::tracer::{self, Tracer};
+use why502_tests::truth;
 
 /// So many attempts are refused after the stop before the load ends.
 const REFUSED: u64 = 60;
+
+/// How nginx listens, whether the client comes by IPv6, workers, a listening socket per worker.
+type Variant = (Listen, bool, u32, bool);
+
+/// Taken in turn, from the second on.
+const VARIANTS: [Variant; 4] = [
+    (Listen::Mapped, false, 1, false),
+    (Listen::V4, false, 1, false),
+    (Listen::Both, true, 2, true),
+    (Listen::V4, false, 2, false),
+];
 
 #[test]
 fn term_under_busy_keep_alive_connections() -> Result<()> {
@@ -47,7 +59,7 @@ fn runs(signal: Signal, keep_alive: bool) -> Result<()> {
     let runs = guard::number("RUNS", 2);
     let (mut lost, mut bad) = (0, Vec::new());
     for run in 1..=runs {
-        let result = one(signal, keep_alive)?;
+        let result = one(signal, keep_alive, VARIANTS[run as usize % VARIANTS.len()])?;
         println!("{signal}, keep-alive {keep_alive}, run {run}: {result}");
         lost += result.lost_total();
         bad.extend(result.complaints().into_iter().map(|c| format!("run {run}: {c}")));
@@ -57,10 +69,12 @@ fn runs(signal: Signal, keep_alive: bool) -> Result<()> {
     Ok(())
 }
 
-fn one(signal: Signal, keep_alive: bool) -> Result<ledger::Comparison> {
-    let site = Site::start(&SiteConf { fpm: Some(FpmConf::default()), ..SiteConf::default() })?;
+fn one(signal: Signal, keep_alive: bool, variant: Variant) -> Result<ledger::Comparison> {
+    let (listen, v6, workers, reuseport) = variant;
+    let nginx = NginxConf { listen, workers, reuseport, ..NginxConf::default() };
+    let site = Site::start(&SiteConf { nginx, fpm: Some(FpmConf::default()), ..SiteConf::default() })?;
     let watch = Tracer::watch(&tracer::binary()?, &[])?;
-    let mut conf = LoadConf::new(site.pod_addr(false), "/static");
+    let mut conf = LoadConf::new(site.pod_addr(v6), "/static");
     // Mostly fast answers, as a busy pod gives; some that php works on at any moment.
     conf.more_paths = ["/static", "/fast.php", "/static", "/slow.php?ms=30"].map(String::from).to_vec();
     (conf.connections, conf.keep_alive, conf.max_refused) = (40, keep_alive, Some(REFUSED));
@@ -76,24 +90,6 @@ fn one(signal: Signal, keep_alive: bool) -> Result<ledger::Comparison> {
     let said = watch.stop()?;
     ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
     common::check_schema(&said)?;
-    let allowed = allowed(signal == Signal::SIGTERM);
+    let allowed = truth::nginx_stop(signal == Signal::SIGTERM);
     Ok(ledger::compare(&requests, &said.claims(&site), &Rules { made: &[], seen, allowed: &allowed }))
-}
-
-/// The causes that are right for a request lost by a stop of nginx; `started`: php worked on it, so nginx had read it.
-fn allowed(term: bool) -> impl Fn(&Request, bool) -> &'static [Cause] {
-    use Cause::{EndpointRace, KeepaliveRaceOnShutdown, NginxAcceptQueueDropped, NginxFastShutdown};
-    use why502_tests::load::Outcome::{ConnectReset, Refused};
-    move |r, started| match (r.outcome, term, started) {
-        (Refused, ..) => &[EndpointRace],
-        (ConnectReset, ..) => &[NginxAcceptQueueDropped],
-        (_, true, true) => &[NginxFastShutdown],
-        // A graceful stop finishes what it has read.
-        (_, false, true) => &[],
-        // A kept connection was accepted long ago: its request was read and cut, or it came after the close.
-        (_, true, false) if !r.fresh() => &[NginxFastShutdown, KeepaliveRaceOnShutdown],
-        (_, false, false) if !r.fresh() => &[KeepaliveRaceOnShutdown],
-        (_, true, false) => &[NginxFastShutdown, NginxAcceptQueueDropped],
-        (_, false, false) => &[NginxAcceptQueueDropped],
-    }
 }

@@ -136,6 +136,9 @@ struct Client {
     ledger: Vec<Request>,
     attempts: u64,
     next_at: u64,
+    /// The configured end is reached: nothing more is begun, and what was begun goes its way.
+    full: bool,
+    /// The caller wants the end: connections without a request are closed at once.
     stopping: bool,
 }
 
@@ -161,7 +164,17 @@ impl Client {
         };
         let slots = (0..conf.connections).map(slot).collect();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("cannot make an epoll")?;
-        Ok(Self { conf, progress, epoll, slots, ledger: Vec::new(), attempts: 0, next_at: 0, stopping: false })
+        Ok(Self {
+            conf,
+            progress,
+            epoll,
+            slots,
+            ledger: Vec::new(),
+            attempts: 0,
+            next_at: 0,
+            full: false,
+            stopping: false,
+        })
     }
 
     fn run(mut self, stop: &AtomicBool) -> Result<Vec<Request>> {
@@ -174,7 +187,7 @@ impl Client {
             let now = boot_ns();
             let mut wake = u64::MAX;
             for i in 0..self.slots.len() {
-                if self.due(i) <= now || self.stopping {
+                if self.due(i) <= now || self.full || self.stopping {
                     self.advance(i)?;
                 }
                 wake = wake.min(self.due(i));
@@ -220,7 +233,7 @@ impl Client {
             let now = boot_ns();
             let again = match self.slots[i].state {
                 State::Finished => false,
-                State::Waiting(_) | State::Kept(_) if self.stopping => {
+                State::Waiting(_) | State::Kept(_) if self.full || self.stopping => {
                     self.slots[i].fd = None;
                     self.slots[i].state = State::Finished;
                     false
@@ -306,7 +319,7 @@ impl Client {
 
     fn new_request(&mut self, now: u64) -> Current {
         self.attempts += 1;
-        self.stopping |= self.conf.max_attempts.is_some_and(|max| self.attempts >= max);
+        self.full |= self.conf.max_attempts.is_some_and(|max| self.attempts >= max);
         let paths = 1 + self.conf.more_paths.len() as u64;
         let turn = usize::try_from(self.attempts % paths).unwrap_or(0);
         let path = if turn == 0 { &self.conf.path } else { &self.conf.more_paths[turn - 1] };
@@ -523,7 +536,7 @@ impl Client {
             slot.fd = None;
         }
         let refusals = Progress::get(&p.refused);
-        self.stopping |= outcome == Outcome::Refused && self.conf.max_refused.is_some_and(|max| refusals >= max);
+        self.full |= outcome == Outcome::Refused && self.conf.max_refused.is_some_and(|max| refusals >= max);
         let pause = if error || outcome == Outcome::Refused { self.conf.refused_pause } else { self.conf.think };
         let at = self.pace(now + ns(pause));
         self.slots[i].state = if keep { State::Kept(at) } else { State::Waiting(at) };
