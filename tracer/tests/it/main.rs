@@ -1,6 +1,7 @@
 //! Outputs and command line: JSON against its schema, text as people see it, recordings, and the built binary.
 
 mod cli;
+mod evidence;
 mod explain;
 mod live;
 mod recording;

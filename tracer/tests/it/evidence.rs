@@ -1,0 +1,194 @@
+//! A verdict stands on its records: replays say the same to the byte, and each deciding record that is taken away takes
+//! the certainty with it and puts no other cause in its place.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::PathBuf;
+use why502::correlate::{Engine, EngineOptions};
+use why502::model::input::HookState;
+use why502::model::{Cause, Incident, Input, Level, Output};
+use why502::sinks::recording::Reader;
+
+/// Real stops, each cut down to the inputs of one site.
+fn recordings() -> Vec<(String, Vec<Input>)> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/fixtures");
+    let mut files: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let read = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let reader = Reader::new(BufReader::new(File::open(&path).unwrap())).unwrap();
+        let inputs = reader.map(|i| i.unwrap()).collect();
+        (name, inputs)
+    };
+    files.into_iter().filter(|p| p.extension().is_some_and(|e| e == "rec")).map(read).collect()
+}
+
+fn run<'a>(inputs: impl IntoIterator<Item = &'a Input>) -> Vec<Incident> {
+    let mut engine = Engine::new(EngineOptions { include_not_the_server: true });
+    let outputs = inputs.into_iter().flat_map(|i| engine.feed(i));
+    outputs
+        .filter_map(|o| match o {
+            Output::Incident(i) => Some(*i),
+            Output::Stop(_) => None,
+        })
+        .collect()
+}
+
+/// The connection of an incident: it stays the same when its verdict does not.
+type Connection = (std::net::IpAddr, u16, std::net::IpAddr, u16);
+
+fn connection(i: &Incident) -> Connection {
+    (i.server.ip, i.server.port, i.requester.ip, i.requester.port)
+}
+
+fn certain(i: &Incident) -> bool {
+    i.confidence.level == Level::Certain
+}
+
+/// After `what` was taken away: this incident is not certain any more, and nothing else is certain in its place.
+fn check_without(what: &str, file: &str, original: &Incident, without: &[Incident]) {
+    for i in without.iter().filter(|i| connection(i) == connection(original)) {
+        assert!(
+            !certain(i) || i.cause.not_the_server() && original.cause.not_the_server(),
+            "{file}: without {what}, {} of {} is still {} with certainty\n{i:#?}",
+            original.cause,
+            original.id,
+            i.cause
+        );
+    }
+}
+
+#[test]
+fn replays_are_identical_to_the_byte() {
+    for (file, inputs) in recordings() {
+        let text = |incidents: &[Incident]| {
+            incidents.iter().map(|i| serde_json::to_string(i).unwrap()).collect::<Vec<_>>().join("\n")
+        };
+        let first = run(&inputs);
+        assert!(!first.is_empty(), "{file} explains nothing");
+        assert_eq!(text(&first), text(&run(&inputs)), "{file}");
+    }
+}
+
+#[test]
+fn every_cause_that_live_runs_gave_is_in_a_recording() {
+    let mut seen: BTreeMap<Cause, usize> = BTreeMap::new();
+    for (_, inputs) in recordings() {
+        for i in run(&inputs) {
+            *seen.entry(i.cause).or_default() += 1;
+        }
+    }
+    for cause in [
+        Cause::NginxFastShutdown,
+        Cause::EndpointRace,
+        Cause::NginxAcceptQueueDropped,
+        Cause::FpmControlTimeoutZero,
+        Cause::KeepaliveRaceOnShutdown,
+        Cause::ClientAbort,
+    ] {
+        assert!(seen.contains_key(&cause), "no recording of {cause}: {seen:?}");
+    }
+}
+
+#[test]
+fn each_link_of_a_chain_is_needed() {
+    let mut taken = 0;
+    for (file, inputs) in recordings() {
+        for original in run(&inputs).iter().filter(|i| certain(i)) {
+            for link in &original.chain {
+                let is_it = |i: &&Input| matches!(i, Input::Event(e) if e.id.to_string() == link.id);
+                assert_eq!(inputs.iter().filter(is_it).count(), 1, "{file}: {} of the chain is one event", link.id);
+                let without = run(inputs.iter().filter(|i| !is_it(i)));
+                check_without(&format!("{} ({})", link.id, link.kind), &file, original, &without);
+                taken += 1;
+            }
+        }
+    }
+    assert!(taken > 20, "only {taken} links were taken away");
+    println!("{taken} deciding records were taken away, one at a time");
+}
+
+#[test]
+fn identity_and_start_are_needed_too() {
+    for (file, inputs) in recordings() {
+        for original in run(&inputs).iter().filter(|i| certain(i)) {
+            let without = |what: &str, drop: &dyn Fn(&Input) -> bool| {
+                check_without(what, &file, original, &run(inputs.iter().filter(|i| !drop(i))));
+            };
+            without("ready", &|i| matches!(i, Input::Ready { .. }));
+            without("started", &|i| matches!(i, Input::Started(_)));
+            // All that tells which program the closing process and its master run.
+            let pids: Vec<u32> = original.chain.iter().filter_map(|l| l.process.as_ref()).map(|p| p.host_pid).collect();
+            without("programs and parents", &|i| match i {
+                Input::Process(p) => pids.contains(&p.key.tgid),
+                Input::Event(e) => match &e.kind {
+                    why502::model::EventKind::Execed(x) => pids.contains(&x.task.tgid),
+                    why502::model::EventKind::Forked { child, .. } => pids.contains(&child.tgid),
+                    _ => false,
+                },
+                _ => false,
+            });
+        }
+    }
+}
+
+#[test]
+fn a_missing_hook_is_named_and_lowers() {
+    for (file, mut inputs) in recordings() {
+        let originals = run(&inputs);
+        for input in &mut inputs {
+            if let Input::Started(s) = input {
+                let hook = s.hooks.iter_mut().find(|h| h.hook == "signal_deliver").unwrap();
+                hook.state = HookState::Failed { why: "not here".into() };
+            }
+        }
+        let without = run(&inputs);
+        assert_eq!(originals.len(), without.len());
+        for i in &without {
+            assert!(!certain(i), "{file}: {}", i.id);
+            assert!(i.missing.iter().any(|m| m.fact == "hook:signal_deliver"), "{file}: {:?}", i.missing);
+        }
+    }
+}
+
+#[test]
+fn losses_are_shown_on_the_verdicts_of_their_window() {
+    for (file, mut inputs) in recordings() {
+        let original = run(&inputs);
+        let Some(first) = original.iter().find(|i| certain(i)) else { continue };
+        let at = first.at_boot_ns;
+        let place = inputs.iter().position(|i| matches!(i, Input::Event(e) if e.at >= at)).unwrap();
+        inputs.insert(
+            place,
+            Input::Loss(why502::model::input::LossFact {
+                from: at - 1_000,
+                to: at,
+                hook: "signal_generate".into(),
+                kind: why502::model::input::LossKind::RingFull,
+                count: 3,
+            }),
+        );
+        let lossy = run(&inputs);
+        let i = lossy.iter().find(|i| i.id == first.id).unwrap();
+        assert!(!certain(i), "{file}");
+        assert_eq!((i.loss.in_window, i.loss.by_hook["signal_generate/ring-full"]), (3, 3), "{file}");
+    }
+}
+
+/// docs/causes.md has a row for each pair of causes that ever matched one loss.
+#[test]
+fn pairs_that_matched_have_a_row() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../docs/causes.md");
+    let text = std::fs::read_to_string(path).unwrap();
+    for (file, inputs) in recordings() {
+        for i in run(&inputs) {
+            for other in &i.also_matched {
+                let row = text.lines().any(|l| {
+                    l.starts_with("| `") && l.contains(&format!("`{}`", i.cause)) && l.contains(&format!("`{other}`"))
+                });
+                assert!(row, "{file}: {} and {other} matched together, and docs/causes.md has no row", i.cause);
+            }
+        }
+    }
+}
