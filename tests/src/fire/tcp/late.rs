@@ -3,7 +3,7 @@
 use super::{ANSWER, CLOSE_WAIT, ESTABLISHED, FIN_WAIT1, FIN_WAIT2, LATE, LISTEN, Pair, REQUEST, Tcp, merge, reason};
 use crate::fire::manifest::Expect;
 use crate::fire::sock::{Client, info, state, wait_state};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Write};
 use std::net::TcpListener;
@@ -49,11 +49,25 @@ impl Tcp<'_> {
         Ok(client)
     }
 
+    /// Sends data to what [`Self::gone`] left. On a slow machine the client's kernel may say something first (the answer
+    /// to a FIN that was sent twice), and be reset for that: then once more.
+    fn too_late(&self, port: u16, open: impl Fn() -> Result<(Client, Option<TcpListener>)>) -> Result<Client> {
+        for _ in 0..10 {
+            let (mut client, listener) = open()?;
+            drop(listener);
+            match client.stream.write_all(&LATE) {
+                Ok(()) => return Ok(client),
+                Err(e) if [ErrorKind::BrokenPipe, ErrorKind::ConnectionReset].contains(&e.kind()) => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        bail!("port {port}: the client is always reset before it says anything")
+    }
+
     /// When not even a TIME_WAIT socket is left, the listener takes the packet, and it is no SYN.
     pub(super) fn late_data_listener(&self) -> Result<()> {
         let name = "answered, gone, late data";
-        let mut client = self.gone(&self.listener, self.port)?;
-        client.stream.write_all(&LATE)?;
+        let client = self.too_late(self.port, || Ok((self.gone(&self.listener, self.port)?, None)))?;
         let mut want = self.reply(0x18, LATE.len());
         let socket = json!({"socket": "full", "state": LISTEN, "sk_cgroup": self.server_cgroup});
         merge(&mut want, socket);
@@ -68,10 +82,10 @@ impl Tcp<'_> {
     pub(super) fn late_data_no_socket(&self) -> Result<()> {
         let name = "answered, all gone, late data";
         let port = self.port + 4;
-        let listener = self.family.listener(port, 8)?;
-        let mut client = self.gone(&listener, port)?;
-        drop(listener);
-        client.stream.write_all(&LATE)?;
+        let client = self.too_late(port, || {
+            let listener = self.family.listener(port, 8)?;
+            Ok((self.gone(&listener, port)?, Some(listener)))
+        })?;
         let mut want = self.reply(0x18, LATE.len());
         merge(&mut want, json!({"socket": "none", "digest": self.digest()}));
         let e = self.record(&format!("{name}: reset"), "reset-sent", &self.tuple(port, client.port), want);
