@@ -156,7 +156,11 @@ fn report(kernel: &Kernel, outcome: Result<Outcome>, logs: &Path) -> bool {
             return false;
         }
     };
-    let again = if outcome.tries > 1 { " (second try)" } else { "" };
+    let again = match (outcome.tries > 1, outcome.slow) {
+        (true, _) => " (second try)",
+        (false, true) => " (the host was too busy: fewer --jobs)",
+        (false, false) => "",
+    };
     let head = format!("{name} {:5.1} s", outcome.took.as_secs_f32());
     let last = outcome.output.last().cloned().unwrap_or_default();
     match &outcome.verdict {
