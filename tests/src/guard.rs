@@ -104,6 +104,7 @@ pub struct Dir(PathBuf);
 impl Dir {
     pub fn new() -> Result<Self> {
         use std::os::unix::fs::PermissionsExt;
+        sweep_dirs();
         let path = std::env::temp_dir().join(format!("why502-{}-{}", std::process::id(), serial()));
         std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
         let dir = Self(path);
@@ -134,6 +135,26 @@ impl Drop for Dir {
             eprintln!("cannot remove {}: {e}", self.0.display());
         }
     }
+}
+
+/// Removes the directories of earlier runs that were killed, unless they were to be kept.
+fn sweep_dirs() {
+    if std::env::var_os("WHY502_KEEP").is_some() {
+        return;
+    }
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let maker =
+            name.strip_prefix("why502-").and_then(|r| r.split_once('-')).filter(|(_, n)| n.parse::<u32>().is_ok());
+        if maker.is_some_and(|(pid, _)| is_gone(pid)) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Whether `pid` is a number, and no process has it.
+pub(crate) fn is_gone(pid: &str) -> bool {
+    pid.parse::<u32>().is_ok_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// The first of these users that exists here; servers run their workers as it.

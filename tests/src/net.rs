@@ -116,7 +116,7 @@ pub fn sweep() {
     for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let maker = name.strip_prefix("w5-").and_then(|r| r.split('-').next());
-        if maker.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new(&format!("/proc/{pid}")).exists()) {
+        if maker.is_some_and(crate::guard::is_gone) {
             let _ = run("ip", &["netns", "del", &name]);
         }
     }

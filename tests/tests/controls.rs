@@ -215,14 +215,18 @@ fn expect_100_continue() -> Result<()> {
 
 fn abort(how: Abort) -> Result<()> {
     let name = if how == Abort::Fin { "client abort by FIN" } else { "client abort by RST" };
-    let right = |r: &Request| matches!(r.outcome, Outcome::Aborted | Outcome::Ok { .. });
-    control(name, with_php(16), false, right, |site| LoadConf {
-        more_paths: vec!["/static".into()],
-        // php works on for an aborted request, so more than this would only wait in its queue.
-        rate: Some(300.0),
-        abort: Some((Duration::from_millis(10), how)),
-        ..per_request(site, "/slow.php?ms=60", 20)
-    })
+    control(
+        name,
+        with_php(16),
+        false,
+        |r| r.outcome == Outcome::Aborted,
+        |site| LoadConf {
+            // php works on for an aborted request, so more than this would only wait in its queue.
+            rate: Some(200.0),
+            abort: Some((Duration::from_millis(10), how)),
+            ..per_request(site, "/slow.php?ms=60", 20)
+        },
+    )
 }
 
 #[test]
@@ -297,30 +301,34 @@ fn lossy_path_keep_alive() -> Result<()> {
     lossy(true)
 }
 
-fn idle_http2(name: &str, hold: Duration) -> Result<()> {
-    let nginx = NginxConf { http2: true, keepalive_timeout: 1, ..NginxConf::default() };
-    control(
-        name,
-        SiteConf { nginx, ..SiteConf::default() },
-        true,
-        |r| r.bytes_received > 0,
-        |site| {
-            let mut conf = per_request(site, "/", 200);
-            conf.target.set_port(81);
-            conf.shape = Shape::IdleHttp2(hold);
-            conf
-        },
-    )
+fn idle_http2(name: &str, hold: Duration, right: fn(&Request) -> bool) -> Result<()> {
+    let nginx = NginxConf {
+        http2: true,
+        keepalive_timeout: 1,
+        // The one that counts before the first stream.
+        server_extra: "client_header_timeout 1s;".into(),
+        ..NginxConf::default()
+    };
+    control(name, SiteConf { nginx, ..SiteConf::default() }, true, right, |site| {
+        let mut conf = per_request(site, "/", 200);
+        conf.target.set_port(81);
+        conf.shape = Shape::IdleHttp2(hold);
+        conf
+    })
 }
 
 #[test]
 fn idle_http2_closed_by_the_server() -> Result<()> {
-    idle_http2("idle HTTP/2, closed by the server", Duration::from_secs(20))
+    idle_http2("idle HTTP/2, closed by the server", Duration::from_secs(20), |r| {
+        r.bytes_received > 0 && r.outcome == Outcome::NoRequest { closed_by_server: true }
+    })
 }
 
 #[test]
 fn idle_http2_closed_by_the_client() -> Result<()> {
-    idle_http2("idle HTTP/2, closed by the client", Duration::from_millis(300))
+    idle_http2("idle HTTP/2, closed by the client", Duration::from_millis(300), |r| {
+        r.bytes_received > 0 && r.outcome == Outcome::NoRequest { closed_by_server: false }
+    })
 }
 
 /// With `openssl s_client`: TLS 1.2, 1.2 resumed and 1.3, each with a request and idle until the server closes.

@@ -73,7 +73,8 @@ fn one(signal: Signal, keep_alive: bool, variant: Variant) -> Result<ledger::Com
     let (listen, v6, workers, reuseport) = variant;
     let nginx = NginxConf { listen, workers, reuseport, ..NginxConf::default() };
     let site = Site::start(&SiteConf { nginx, fpm: Some(FpmConf::default()), ..SiteConf::default() })?;
-    let watch = Tracer::watch(&tracer::binary()?, &[])?;
+    let recording = site.dir.join("stop.rec");
+    let watch = Tracer::watch(&tracer::binary()?, &["--record".as_ref(), recording.as_os_str()])?;
     let mut conf = LoadConf::new(site.pod_addr(v6), "/static");
     // Mostly fast answers, as a busy pod gives; some that php works on at any moment.
     conf.more_paths = ["/static", "/fast.php", "/static", "/slow.php?ms=30"].map(String::from).to_vec();
@@ -90,6 +91,8 @@ fn one(signal: Signal, keep_alive: bool, variant: Variant) -> Result<ledger::Com
     let said = watch.stop()?;
     ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
     common::check_schema(&said)?;
+    let replayed = tracer::explain(&tracer::binary()?, &recording, &["-o", "json"])?;
+    ensure!(replayed.lines().eq(said.lines.iter()), "the replay of the recording says something else");
     let allowed = truth::nginx_stop(signal == Signal::SIGTERM);
     Ok(ledger::compare(&requests, &said.claims(&site), &Rules { made: &[], seen, allowed: &allowed }))
 }
