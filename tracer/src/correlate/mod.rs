@@ -117,7 +117,7 @@ impl Engine {
             }
             _ => {}
         }
-        self.stops.observe(event, &self.table, &self.history);
+        self.stops.observe(event, &self.table);
         let Some(lost) = detect::detect(event, &self.table, &mut self.history, self.hz) else { return };
         if let (Evidence::Close { closer: Closer::PeerFin | Closer::PeerReset, .. }, Some(server)) =
             (&lost.evidence, &lost.server)

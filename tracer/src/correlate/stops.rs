@@ -1,6 +1,6 @@
 //! Stops: one termination of an nginx or a php-fpm, from its first stop signal to its exit.
 
-use super::history::{History, sig};
+use super::history::sig;
 use super::lost::Lost;
 use crate::explain::View;
 use crate::explain::chain::{self, Sender};
@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 const LINGER_NS: u64 = 2_000_000_000;
 /// Stops kept to be named by later incidents.
 const MAX_STOPS: usize = 4096;
+/// Phases kept of one stop: a container that floods its own master with signals gets no more.
+const MAX_PHASES: usize = 64;
 
 struct Open {
     id: String,
@@ -27,7 +29,19 @@ struct Open {
     phases: Vec<(&'static str, BootNs, EventId, String)>,
     exited: Option<BootNs>,
     by_cause: BTreeMap<Cause, u64>,
+    /// Phases left out.
+    cut: u64,
     told: bool,
+}
+
+impl Open {
+    fn phase(&mut self, name: &'static str, event: &Event, text: String) {
+        if self.phases.len() >= MAX_PHASES && name != "exit" {
+            self.cut += 1;
+            return;
+        }
+        self.phases.push((name, event.at, event.id, text));
+    }
 }
 
 #[derive(Default)]
@@ -36,7 +50,7 @@ pub struct Stops {
 }
 
 impl Stops {
-    pub fn observe(&mut self, event: &Event, table: &Table, history: &History) {
+    pub fn observe(&mut self, event: &Event, table: &Table) {
         match &event.kind {
             EventKind::SignalGenerated(s) if sig::stops(s.signal) && s.result != 1 => {
                 let key = s.target.key();
@@ -47,7 +61,7 @@ impl Stops {
                 let text = format!("{} from {} {}", sig::name(s.signal), s.sender.comm, s.sender.tgid);
                 if let Some(open) = self.open(&key) {
                     let name = if s.signal == sig::KILL { "kill" } else { "second-signal" };
-                    open.phases.push((name, event.at, event.id, text));
+                    open.phase(name, event, text);
                     return;
                 }
                 if self.stops.len() >= MAX_STOPS {
@@ -64,6 +78,7 @@ impl Stops {
                     phases: vec![("stop-signal", event.at, event.id, text)],
                     exited: None,
                     by_cause: BTreeMap::new(),
+                    cut: 0,
                     told: false,
                 });
             }
@@ -75,7 +90,7 @@ impl Stops {
                 if let Some(open) =
                     self.stops.iter_mut().rev().find(|o| !o.told && (o.master == key || Some(o.master) == master))
                 {
-                    open.phases.push(("listener-closed", event.at, event.id, text));
+                    open.phase("listener-closed", event, text);
                 }
             }
             EventKind::Exited { task, code } => {
@@ -86,18 +101,17 @@ impl Stops {
                 };
                 if let Some(open) = self.open(&key) {
                     open.exited = Some(event.at);
-                    open.phases.push(("exit", event.at, event.id, text));
+                    open.phase("exit", event, text);
                     return;
                 }
                 let master = table.parent(&key).map(|p| p.key);
                 if let Some(open) = master.and_then(|m| self.open(&m)) {
                     open.phases.retain(|p| p.0 != "last-worker-exit");
-                    open.phases.push(("last-worker-exit", event.at, event.id, text));
+                    open.phase("last-worker-exit", event, text);
                 }
             }
             _ => {}
         }
-        let _ = history;
     }
 
     fn open(&mut self, master: &ProcKey) -> Option<&mut Open> {

@@ -128,9 +128,8 @@ pub fn reset(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
 /// a request header that never came to its end, an HTTP/2 connection that was idle.
 pub fn deliberate(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let Evidence::Close { closer: Closer::Local, clause, .. } = &lost.evidence else { return None };
-    let told_to_stop = server.stop_signals(view, lost.at).next().is_some();
     if server.exiting
-        || told_to_stop
+        || server.told_to_end(view, lost.at)
         || server.kind == Kind::Unknown
         || *clause == Clause::Unread && lost.bytes_sent > 0
     {

@@ -92,6 +92,16 @@ impl Server {
         list.iter().filter(move |s| s.at <= until && sig::stops(s.what.signal) && s.effective() && !s.to_itself())
     }
 
+    /// A stop signal, or one after which old workers end: reload (HUP), upgrade (USR2), graceful end of workers (WINCH).
+    /// Such workers close what worker_shutdown_timeout leaves open, which is no decision about a request.
+    pub fn told_to_end(&self, view: &View, until: BootNs) -> bool {
+        let list = self.master.map_or(&[][..], |m| view.history.signals_to(&m));
+        list.iter().any(|s| {
+            let ends = sig::stops(s.what.signal) || matches!(s.what.signal, sig::HUP | sig::USR2 | sig::WINCH);
+            s.at <= until && ends && s.effective()
+        })
+    }
+
     /// Exit of the process that closed.
     pub fn exit<'v>(&self, view: &'v View) -> Option<&'v ExitFact> {
         view.history.exit_of(&self.process?)

@@ -11,18 +11,27 @@ pub enum Input {
     /// Always first.
     Started(Started),
     /// All probes are attached and the start-up scan is done: from here on nothing is `started late`.
-    Ready { at: BootNs },
+    Ready {
+        at: BootNs,
+    },
     Event(Event),
     Process(ProcessFact),
     Listener(ListenerFact),
     Cgroup(CgroupFact),
     /// Boot ↔ wall, sampled together. The only way from event times to wall times.
-    Clock { at: BootNs, wall_ns: i64 },
+    Clock {
+        at: BootNs,
+        wall_ns: i64,
+    },
     Loss(LossFact),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
-    Tick { at: BootNs },
+    Tick {
+        at: BootNs,
+    },
     /// The end of the observation; what is still open becomes final with what is known.
-    Stopped { at: BootNs },
+    Stopped {
+        at: BootNs,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,8 +73,12 @@ pub struct HookStatus {
 pub enum HookState {
     Attached,
     /// Not wanted on this kernel or by these options.
-    Skipped { why: String },
-    Failed { why: String },
+    Skipped {
+        why: String,
+    },
+    Failed {
+        why: String,
+    },
 }
 
 /// A process as /proc showed it at the start-up scan, or at a later look-up.
