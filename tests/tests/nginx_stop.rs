@@ -6,10 +6,11 @@ mod common;
 
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal;
+use std::path::Path;
 use std::time::Duration;
 use why502_tests::guard::{self, wait};
 use why502_tests::ledger::{self, Rules};
-use why502_tests::load::{Load, LoadConf, Progress};
+use why502_tests::load::{Load, LoadConf, Progress, Request, write_ledger};
 use why502_tests::nginx::{Listen, NginxConf};
 use why502_tests::php::FpmConf;
 use why502_tests::site::{Site, SiteConf};
@@ -94,5 +95,18 @@ fn one(signal: Signal, keep_alive: bool, variant: Variant) -> Result<ledger::Com
     let replayed = tracer::explain(&tracer::binary()?, &recording, &["-o", "json"])?;
     ensure!(replayed.lines().eq(said.lines.iter()), "the replay of the recording says something else");
     let allowed = truth::nginx_stop(signal == Signal::SIGTERM);
-    Ok(ledger::compare(&requests, &said.claims(&site), &Rules { made: &[], seen, allowed: &allowed }))
+    let result = ledger::compare(&requests, &said.claims(&site), &Rules { made: &[], seen, allowed: &allowed });
+    if !result.exact() {
+        keep(&recording, &requests)?;
+    }
+    Ok(result)
+}
+
+/// A deviation is looked into with what was seen: the recording and the client's ledger outlive the site.
+fn keep(recording: &Path, requests: &[Request]) -> Result<()> {
+    let base = std::env::temp_dir().join(format!("deviation-{}-{}", std::process::id(), guard::serial()));
+    std::fs::copy(recording, base.with_extension("rec"))?;
+    write_ledger(&base.with_extension("jsonl"), requests)?;
+    println!("kept: {}.rec, .jsonl", base.display());
+    Ok(())
 }
