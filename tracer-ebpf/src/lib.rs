@@ -251,6 +251,9 @@ pub struct Digest {
     pub newstate: u32,
     /// See [`digest_bits`].
     pub bits: u32,
+    /// The next byte that was expected: later data of the same connection begins close to it.
+    pub rcv_nxt: u32,
+    pub _reserved: u32,
 }
 
 /// [`Digest::bits`].
@@ -383,8 +386,8 @@ layout! {
     Exec = 16 + 72 + 8 + 512, 8;
     Exit = 16 + 72 + 8, 8;
     TcpState = 16 + 72 + 40 + 40 + 52 + 12, 8;
-    Digest = 56, 8;
-    ResetSent = 16 + 72 + 56 + 16 + 40 + 24 + 16 + 8, 8;
+    Digest = 64, 8;
+    ResetSent = 16 + 72 + 64 + 16 + 40 + 24 + 16 + 8, 8;
     TcpNotice = 16 + 32 + 40 + 8, 8;
     OomVictim = 16 + 72, 8;
     PortKey = 8, 4;

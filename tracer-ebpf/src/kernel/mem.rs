@@ -14,8 +14,9 @@ pub trait Mem {
     unsafe fn u64_hi(p: *const u8, off: &Global<u32>) -> u64;
 }
 
-/// Plain loads: checked by the verifier against BTF. A pointer that came from another typed load may be NULL: such a load
-/// has an exception table and gives 0. Arguments have none: see `kernel::arg`.
+/// Plain loads: checked by the verifier against BTF. Most pointers that come from another typed load have an exception table
+/// and give 0 when they are bad; arguments, and what newer verifiers trust by RCU (`cgroups`, `real_parent`), have none: the
+/// first are range-tested (`kernel::arg`), of the second only those are loaded so that live as long as the task itself.
 pub struct Typed;
 
 impl Mem for Typed {

@@ -56,8 +56,8 @@ pub unsafe fn current_brief() -> (u64, u32, u32) {
 
 #[inline(always)]
 unsafe fn brief<M: Mem>(t: *const u8) -> (u64, u32, u32) {
-    let leader = M::ptr(t, &f::TASK_GROUP_LEADER);
-    (M::u64(leader, &f::TASK_START_BOOTTIME), M::u32(t, &f::TASK_TGID), M::u32(t, &f::TASK_FLAGS))
+    let leader = Probed::ptr(t, &f::TASK_GROUP_LEADER);
+    (Probed::u64(leader, &f::TASK_START_BOOTTIME), M::u32(t, &f::TASK_TGID), M::u32(t, &f::TASK_FLAGS))
 }
 
 /// `tgid` and `pid` of a task argument.
@@ -107,14 +107,16 @@ pub unsafe fn arg_area(task: *const u8) -> (u64, u64) {
 #[inline(always)]
 unsafe fn write_by<M: Mem>(dst: *mut Task, t: *const u8) -> u16 {
     let mut quality = 0;
-    let leader = M::ptr(t, &f::TASK_GROUP_LEADER);
-    put!(dst, start = M::u64(leader, &f::TASK_START_BOOTTIME));
+    // Probed, because newer verifiers give typed loads through these two no exception table, and `current` in softirq may
+    // be a task whose parent is already gone.
+    let leader = Probed::ptr(t, &f::TASK_GROUP_LEADER);
+    put!(dst, start = Probed::u64(leader, &f::TASK_START_BOOTTIME));
     put!(dst, cgroup = cgroup::of_task::<M>(t));
     put!(dst, cgroup_v1 = cgroup::v1_of_task::<M>(t));
     put!(dst, tgid = M::u32(t, &f::TASK_TGID));
     put!(dst, pid = M::u32(t, &f::TASK_PID));
-    let parent = M::ptr(t, &f::TASK_REAL_PARENT);
-    put!(dst, ppid = if parent.is_null() { 0 } else { M::u32(parent, &f::TASK_TGID) });
+    let parent = Probed::ptr(t, &f::TASK_REAL_PARENT);
+    put!(dst, ppid = if parent.is_null() { 0 } else { Probed::u32(parent, &f::TASK_TGID) });
 
     // task->nsproxy is NULL once an exiting task has dropped its namespaces.
     let nsproxy = M::ptr(t, &f::TASK_NSPROXY);

@@ -97,6 +97,8 @@ unsafe fn connection_closing(
             flags,
             newstate: u32::from(new),
             bits: bits | if report { digest_bits::REPORTED } else { 0 },
+            rcv_nxt: info.rcv_nxt,
+            _reserved: 0,
         };
         if DIGESTS.insert(tuple, &digest, 0).is_err() {
             count(HOOK, counter::LOST_MAP);

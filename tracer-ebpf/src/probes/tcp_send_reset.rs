@@ -148,6 +148,8 @@ unsafe fn write_digest(dst: *mut Digest, src: Option<*const Digest>) {
             put!(dst, flags = (*d).flags);
             put!(dst, newstate = (*d).newstate);
             put!(dst, bits = (*d).bits);
+            put!(dst, rcv_nxt = (*d).rcv_nxt);
+            put!(dst, _reserved = 0);
         }
         None => {
             put!(dst, ts = 0);
@@ -159,6 +161,8 @@ unsafe fn write_digest(dst: *mut Digest, src: Option<*const Digest>) {
             put!(dst, flags = 0);
             put!(dst, newstate = 0);
             put!(dst, bits = 0);
+            put!(dst, rcv_nxt = 0);
+            put!(dst, _reserved = 0);
         }
     }
 }

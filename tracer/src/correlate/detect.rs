@@ -14,6 +14,10 @@ use crate::model::incident::{Mechanism, Outcome};
 const SHORTEST_REQUEST: u32 = 18;
 /// On TLS ports: a close_notify alert has up to 69 bytes (CBC with SHA-384), a request record more.
 const SHORTEST_TLS_REQUEST: u32 = 80;
+/// TIME_WAIT and FIN_WAIT2 last 60 s (include/net/tcp.h TCP_TIMEWAIT_LEN): data after that is of a new connection.
+const DIGEST_NS: u64 = 65_000_000_000;
+/// Data that was on its way at a close begins within a receive window of what was expected.
+const SEQUENCE_WINDOW: u32 = 16 << 20;
 /// A half-open connection outlives its listener's close by a handshake: retransmitted SYN-ACKs included, a few seconds.
 const HANDSHAKE_NS: u64 = 3_000_000_000;
 
@@ -97,7 +101,9 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
         // Scans, and probes before the server is up: nobody promised to answer there.
         ListenState::NeverSeen => return None,
         ListenState::Listening { .. } => None,
-        ListenState::Closed { .. } => listener_closed(listening, history),
+        // Its namespace went to another pod since (inode numbers are given again at once): not this server's port.
+        ListenState::Closed { at, .. } if history.netns_passed_on(r.tuple.netns, *at) => return None,
+        ListenState::Closed { .. } => listener_closed(listening, history, event.at),
     };
     let key = closed.as_ref().map(|c| c.task.key());
     let sk_cgroup = closed.as_ref().map_or(0, |c| c.task.cgroup);
@@ -122,6 +128,11 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
 fn late_data(event: &Event, r: &ResetSent, digest: &Digest, history: &History) -> Option<Lost> {
     // A lingering close expects the rest of what it answered early; that is no new request.
     if digest.half_closed || r.in_len < shortest(r) {
+        return None;
+    }
+    // Another connection of the same addresses: older than any TIME_WAIT, or its data is elsewhere in sequence space.
+    let ahead = r.in_seq.wrapping_sub(digest.rcv_nxt);
+    if event.at.saturating_sub(digest.at) > DIGEST_NS || digest.rcv_nxt != 0 && ahead > SEQUENCE_WINDOW {
         return None;
     }
     // The close itself was the loss, or an earlier segment of the same request already showed it.
@@ -160,7 +171,7 @@ fn handshake(event: &Event, r: &ResetSent, listening: &ListenState, history: &Hi
     if r.socket != ResetSocket::None || r.in_flags & tcp_flags::FIN != 0 && r.in_len == 0 {
         return None;
     }
-    let closed = listener_closed(listening, history)?;
+    let closed = listener_closed(listening, history, event.at)?;
     if event.at.saturating_sub(closed.at) > HANDSHAKE_NS {
         return None;
     }
@@ -189,7 +200,7 @@ fn php_fpm(table: &Table, key: &ProcKey) -> bool {
 }
 
 /// The close that ended the listening, when its event is still known.
-fn listener_closed(state: &ListenState, history: &History) -> Option<ListenerClosed> {
+fn listener_closed(state: &ListenState, history: &History, now: BootNs) -> Option<ListenerClosed> {
     let ListenState::Closed { event: Some(event), at, .. } = state else { return None };
-    Some(ListenerClosed { event: *event, at: *at, task: history.listener_closer(*event)?.clone() })
+    Some(ListenerClosed { event: *event, at: *at, task: history.listener_closer(*event, now)?.clone() })
 }

@@ -1,9 +1,9 @@
 //! What happened lately, indexed for the rules: signals, exits, losses, and which connections are already accounted for.
 //! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
 
-use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SignalGenerated, Task, Tuple};
+use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, Tuple};
 use crate::model::input::LossKind;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
 pub const KEEP_NS: u64 = 120_000_000_000;
@@ -11,7 +11,7 @@ const MAX_ENTRIES: usize = 65_536;
 /// Signals kept per target: the first ones and the last ones of a flood.
 const MAX_SIGNALS: usize = 64;
 /// Targets whose signals are kept.
-const MAX_TARGETS: usize = 16_384;
+const MAX_TARGETS: usize = 4_096;
 
 /// Signal numbers of x86-64 and arm64 (include/uapi/asm-generic/signal.h).
 pub mod sig {
@@ -45,9 +45,14 @@ pub mod sig {
         }
     }
 
-    /// One that asks a server to end.
+    /// One that ends a server, asked or not.
     pub fn stops(sig: u32) -> bool {
-        matches!(sig, TERM | INT | QUIT | KILL)
+        asks_to_stop(sig) || sig == KILL
+    }
+
+    /// One that a server can follow: it closes its listener and its connections itself.
+    pub fn asks_to_stop(sig: u32) -> bool {
+        matches!(sig, TERM | INT | QUIT)
     }
 }
 
@@ -63,6 +68,10 @@ impl Signal {
     /// It reached the target: not ignored, not lost. Already pending means that an earlier one will be delivered.
     pub fn effective(&self) -> bool {
         self.what.result != 1
+    }
+    /// Sent by the kernel for its own reasons (OOM, the end of PID 1), whoever was running.
+    pub fn by_kernel(&self) -> bool {
+        self.what.code == SI_KERNEL || self.what.info == SigInfo::Kernel
     }
     /// Sent by the target to itself: php-fpm's children do that on their way out.
     pub fn to_itself(&self) -> bool {
@@ -128,33 +137,41 @@ impl<K: Ord + Clone, V> Recent<K, V> {
     }
 }
 
+/// Both ends of a connection, the server's first.
+type Ends = (std::net::IpAddr, u16, std::net::IpAddr, u16);
+
 /// See the module.
 #[derive(Default)]
 pub struct History {
     signals: BTreeMap<ProcKey, Vec<Signal>>,
-    signal_targets: VecDeque<ProcKey>,
+    /// Targets by their last signal: the one that was left alone longest goes first.
+    signal_targets: BTreeSet<(BootNs, ProcKey)>,
     exits: Recent<ProcKey, ExitFact>,
     accounted: Recent<Tuple, EventId>,
     resets: Recent<Tuple, (EventId, ResetSent)>,
     listener_closes: Recent<EventId, Task>,
     /// Connections that the peer ended while a request was open, by the master of the server that waited.
     left: Recent<ProcKey, EventId>,
-    gave_up: Recent<(std::net::IpAddr, u16, std::net::IpAddr, u16), (EventId, Task)>,
+    /// With the namespace of the requesting end.
+    gave_up: Recent<Ends, (EventId, Task, u32)>,
     losses: VecDeque<LossWindow>,
+    /// The pod whose processes were last seen in a network namespace, and since when.
+    netns_pods: BTreeMap<u32, (BootNs, String)>,
     evicted: u64,
 }
 
 impl History {
     pub fn signal(&mut self, event: EventId, at: BootNs, what: &SignalGenerated) {
         let key = what.target.key();
-        if !self.signals.contains_key(&key) {
-            self.signal_targets.push_back(key);
-            if self.signal_targets.len() > MAX_TARGETS
-                && let Some(old) = self.signal_targets.pop_front()
-            {
-                self.signals.remove(&old);
-                self.evicted += 1;
-            }
+        if let Some(last) = self.signals.get(&key).and_then(|list| list.last()) {
+            self.signal_targets.remove(&(last.at, key));
+        }
+        self.signal_targets.insert((at, key));
+        if self.signal_targets.len() > MAX_TARGETS
+            && let Some((_, old)) = self.signal_targets.pop_first()
+        {
+            self.signals.remove(&old);
+            self.forgot(at);
         }
         let list = self.signals.entry(key).or_default();
         if list.len() >= MAX_SIGNALS {
@@ -164,6 +181,13 @@ impl History {
             self.evicted += 1;
         }
         list.push(Signal { event, at, what: what.clone() });
+    }
+
+    /// Something was thrown out to keep memory bounded: the verdicts of this time say so.
+    fn forgot(&mut self, at: BootNs) {
+        self.evicted += 1;
+        let hook = "userspace".to_string();
+        self.loss(LossWindow { from: at, to: at, hook, kind: LossKind::Evicted, count: 1 });
     }
 
     pub fn exit(&mut self, event: EventId, at: BootNs, task: &Task, code: u32) {
@@ -176,7 +200,7 @@ impl History {
 
     /// The requesting end of a connection closed it while waiting; `ends` as the server sees them.
     pub fn requester_gave_up(&mut self, event: EventId, at: BootNs, tuple: &Tuple, task: &Task) {
-        self.evicted += self.gave_up.insert(at, tuple.flipped(), (event, task.clone()));
+        self.evicted += self.gave_up.insert(at, tuple.flipped(), (event, task.clone(), tuple.netns));
     }
 
     pub fn listener_closed(&mut self, event: EventId, at: BootNs, task: &Task) {
@@ -198,6 +222,24 @@ impl History {
         self.accounted.get(tuple).copied()
     }
 
+    /// A process of this pod was seen in this network namespace.
+    pub fn in_netns(&mut self, at: BootNs, netns: u32, pod: &str) {
+        if self.netns_pods.get(&netns).is_some_and(|(_, known)| known == pod) {
+            return;
+        }
+        if self.netns_pods.len() >= MAX_TARGETS
+            && let Some(oldest) = self.netns_pods.iter().min_by_key(|(_, (since, _))| *since).map(|(n, _)| *n)
+        {
+            self.netns_pods.remove(&oldest);
+        }
+        self.netns_pods.insert(netns, (at, pod.to_string()));
+    }
+
+    /// This namespace's inode number belongs to another pod since after `at`.
+    pub fn netns_passed_on(&self, netns: u32, at: BootNs) -> bool {
+        self.netns_pods.get(&netns).is_some_and(|(since, _)| *since > at)
+    }
+
     pub fn loss(&mut self, loss: LossWindow) {
         if self.losses.len() >= 1024 {
             self.losses.pop_front();
@@ -210,9 +252,9 @@ impl History {
         self.signals.get(key).map_or(&[], Vec::as_slice)
     }
 
-    /// The task that closed a listener.
-    pub fn listener_closer(&self, event: EventId) -> Option<&Task> {
-        self.listener_closes.get(&event).map(|(_, task)| task)
+    /// The task that closed a listener, while that is still asked for at `at`.
+    pub fn listener_closer(&self, event: EventId, at: BootNs) -> Option<&Task> {
+        self.listener_closes.get(&event).filter(|(t, _)| at.saturating_sub(*t) < KEEP_NS).map(|(_, task)| task)
     }
 
     /// When a client of this server last went away while it waited.
@@ -230,9 +272,14 @@ impl History {
         (*at >= since).then_some((*event, *at, reset))
     }
 
-    /// Who on this node closed the requesting end, and when.
-    pub fn gave_up(&self, tuple: &Tuple) -> Option<(BootNs, EventId, &Task)> {
-        self.gave_up.get(&tuple.ends()).map(|(at, (event, task))| (*at, *event, task))
+    /// Who on this node closed the requesting end of a connection that ended at `at`, and when. Both ends change state
+    /// within a round trip; an older entry is another connection of the same addresses. Loopback addresses mean
+    /// something only within their namespace.
+    pub fn gave_up(&self, tuple: &Tuple, at: BootNs) -> Option<(BootNs, EventId, &Task)> {
+        let (t, (event, task, netns)) = self.gave_up.get(&tuple.ends())?;
+        let near = at.abs_diff(*t) < 1_000_000_000;
+        let reachable = !tuple.remote_ip.is_loopback() || *netns == tuple.netns;
+        (near && reachable).then_some((*t, *event, task))
     }
 
     /// Losses whose time touches `from..=to`.

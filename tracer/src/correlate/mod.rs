@@ -8,7 +8,7 @@ pub mod lost;
 mod stops;
 
 use crate::explain::{self, View};
-use crate::identity::{Limits, Table};
+use crate::identity::{Limits, Place, Table};
 use crate::model::event::{BootNs, Event, EventKind, Side, tcp};
 use crate::model::input::Started;
 use crate::model::time::WallClock;
@@ -102,6 +102,12 @@ impl Engine {
 
     fn event(&mut self, event: &Event, out: &mut Vec<Output>) {
         let at = event.at;
+        if let EventKind::Execed(e) = &event.kind
+            && let Place::Container(c) = self.table.place(&e.task)
+            && let Some(pod) = &c.container.pod_uid
+        {
+            self.history.in_netns(at, e.task.netns, pod);
+        }
         match &event.kind {
             EventKind::SignalGenerated(s) => self.history.signal(event.id, at, s),
             EventKind::Exited { task, code } => self.history.exit(event.id, at, task, *code),

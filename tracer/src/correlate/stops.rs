@@ -6,7 +6,7 @@ use crate::explain::View;
 use crate::explain::chain::{self, Sender};
 use crate::explain::server::Server;
 use crate::identity::{Place, Role, Table};
-use crate::model::event::{BootNs, Event, EventId, EventKind, ProcKey, tcp};
+use crate::model::event::{BootNs, Event, EventId, EventKind, ProcKey, SI_KERNEL, tcp};
 use crate::model::incident::{Cause, Missing, Phase, SCHEMA, Stop, Trigger};
 use crate::model::{Output, Task};
 use std::collections::BTreeMap;
@@ -58,7 +58,11 @@ impl Stops {
                 if !matches!(role, Role::NginxMaster | Role::PhpFpmMaster) || s.sender.tgid == s.target.tgid {
                     return;
                 }
-                let text = format!("{} from {} {}", sig::name(s.signal), s.sender.comm, s.sender.tgid);
+                let text = if s.code == SI_KERNEL {
+                    format!("{} from the kernel", sig::name(s.signal))
+                } else {
+                    format!("{} from {} {}", sig::name(s.signal), s.sender.comm, s.sender.tgid)
+                };
                 if let Some(open) = self.open(&key) {
                     let name = if s.signal == sig::KILL { "kill" } else { "second-signal" };
                     open.phase(name, event, text);

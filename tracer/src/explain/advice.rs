@@ -43,16 +43,29 @@ pub fn graceful_nginx() -> Vec<Advice> {
             "dockerfile",
             "Dockerfile of the nginx image",
             "STOPSIGNAL SIGQUIT",
-            &["prestop-sleep"],
+            &["prestop-sleep", "grace-period"],
             "nginx takes SIGTERM as \"drop everything now\"; on SIGQUIT it finishes the requests it has",
         ),
         sleep(0),
+        grace(),
     ]
+}
+
+fn grace() -> Advice {
+    advice(
+        "grace-period",
+        "pod-spec",
+        "terminationGracePeriodSeconds (docker: --stop-timeout)",
+        "at least the preStop seconds + the longest request + a margin",
+        &[],
+        "what is still open when the grace period is over is killed",
+    )
 }
 
 /// `seen_seconds`: how long after the listener's close connections still came, rounded up.
 pub fn prestop_sleep(seen_seconds: u64) -> Vec<Advice> {
-    vec![sleep(seen_seconds)]
+    // Who still comes after half a minute does not wait for endpoints to be removed: more sleep would not help.
+    vec![sleep(seen_seconds.min(30)), grace()]
 }
 
 pub fn keepalive_on_shutdown() -> Vec<Advice> {
@@ -92,11 +105,12 @@ pub fn fpm_control_timeout(age_ms: Option<u64>) -> Vec<Advice> {
                 "php-fpm-conf",
                 "[global] of php-fpm.conf",
                 &format!("process_control_timeout = {seconds}"),
-                &["nginx-stops-first"],
+                &["nginx-stops-first", "grace-period"],
                 "with 0 (the default) a graceful stop kills the children at once; it must be longer than the longest request",
             )
         },
         stops_first(),
+        grace(),
     ]
 }
 

@@ -6,7 +6,7 @@ use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
 use crate::identity::{Place, Role};
-use crate::model::event::{BootNs, EventId, ResetSent, SI_KERNEL, Task};
+use crate::model::event::{BootNs, EventId, ResetSent, Task};
 use crate::model::incident::{Link, ProcessRef, Trigger};
 
 /// A link before its times are written out.
@@ -205,9 +205,9 @@ fn describe(task: &Task, view: &View) -> String {
     }
 }
 
-fn sender_text(signal: &Signal, view: &View) -> String {
+pub fn sender_text(signal: &Signal, view: &View) -> String {
     let what = &signal.what;
-    if what.code == SI_KERNEL {
+    if signal.by_kernel() {
         return format!("the kernel (while {} {} ran)", what.sender.comm, what.sender.tgid);
     }
     let who = format!("{} {}", what.sender.comm, what.sender.tgid);
@@ -245,7 +245,12 @@ pub fn sender_kind(signal: &Signal, view: &View) -> Sender {
 
 /// What set a stop off, by the sender of its signal.
 pub fn trigger(signal: &Signal, view: &View) -> Trigger {
+    if signal.by_kernel() {
+        return Trigger::Unknown;
+    }
     match sender_kind(signal, view) {
+        // The host's PID 1 stops services and scopes on behalf of others.
+        Sender::Host if signal.what.sender.tgid == 1 => Trigger::Unknown,
         Sender::Runtime => Trigger::RuntimeStop,
         Sender::Host => Trigger::ManualSignal,
         // A preStop hook and a kubectl exec look the same to the kernel.

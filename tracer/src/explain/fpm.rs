@@ -7,8 +7,8 @@ use super::{Finding, View, advice, nginx};
 use crate::correlate::answer::Closer;
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
-use crate::model::event::BootNs;
-use crate::model::incident::Cause;
+use crate::model::event::ProcKey;
+use crate::model::incident::{Cause, Trigger};
 
 /// With process_control_timeout = 0 the master sends QUIT and then TERM to each child within a few ms
 /// (fpm_pctl_action_next() with a zero timeout event); with N it waits N seconds in between.
@@ -28,7 +28,11 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
     if term.at - quit.at > AT_ONCE_NS {
         return None;
     }
-    let to_master = server.stop_signals(view, quit.at).last().filter(|s| s.what.signal == sig::QUIT);
+    // A graceful end and a reload (USR2, which re-executes the master) go the same way.
+    let to_master =
+        view.history.signals_to(&master).iter().rev().find(|s| {
+            s.at <= quit.at && matches!(s.what.signal, sig::QUIT | sig::USR2) && s.effective() && !s.to_itself()
+        });
 
     let mut chain = Chain::new(lost.at);
     let mut confidence = Confidence::of(0.99);
@@ -37,6 +41,18 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
         Some(exit) if exit.code & 0x7f != sig::TERM => return None,
         Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         None => confidence.cap(0.8, "the exit of the child was not seen"),
+    }
+    // request_terminate_timeout also sends TERM, to one child; a stop sends it to all that were told to quit.
+    let told = |key: &ProcKey, wanted: u32| {
+        let near = |s: &&Signal| s.at.abs_diff(quit.at) <= AT_ONCE_NS && s.what.sender.key() == master;
+        view.history.signals_to(key).iter().filter(near).any(|s| s.what.signal == wanted)
+    };
+    let others: Vec<_> =
+        view.table.children(&master).map(|c| c.key).filter(|k| *k != child && told(k, sig::QUIT)).collect();
+    if others.is_empty() {
+        confidence.cap(0.9, "no other child was told to stop, which would show that the master meant all of them");
+    } else if !others.iter().any(|k| told(k, sig::TERM)) {
+        return None;
     }
     chain.signal(term, "killed-by-this-signal", view);
     chain.signal(quit, "quit-and-term-at-once", view);
@@ -47,7 +63,11 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
     Some(Finding {
         cause: Cause::FpmControlTimeoutZero,
         sub_cause: None,
-        trigger: to_master.map_or(crate::model::Trigger::Unknown, |s| chain::trigger(s, view)),
+        trigger: match to_master {
+            Some(s) if s.what.signal == sig::USR2 => Trigger::ConfigReload,
+            Some(s) => chain::trigger(s, view),
+            None => Trigger::Unknown,
+        },
         summary: format!(
             "php-fpm was told to stop gracefully, but with process_control_timeout = 0 its master killed the child {:.1} ms later, in the middle of this request",
             (term.at - quit.at) as f64 / 1e6
@@ -65,7 +85,7 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         return None;
     }
     let closed = nginx::queue_closed(lost, view)?;
-    let signal = stop(server, view, closed.at)?;
+    let signal = server.asked_to_stop(view, closed.at)?;
     let (chain, confidence) = nginx::after_listener(lost, server, &closed, signal, view);
     let handshake = matches!(lost.evidence, Evidence::Handshake { .. });
     Some(Finding {
@@ -73,8 +93,13 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         sub_cause: handshake.then_some("handshake"),
         trigger: chain::trigger(signal, view),
         summary: format!(
-            "php-fpm ended on {} with this request still in its accept queue",
-            sig::name(signal.what.signal)
+            "php-fpm ended on {} {}",
+            sig::name(signal.what.signal),
+            if handshake {
+                "during this connection's handshake"
+            } else {
+                "with this request still in its accept queue"
+            }
         ),
         chain,
         confidence,
@@ -89,7 +114,7 @@ pub fn not_listening(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     if server.kind != Kind::PhpFpm {
         return None;
     }
-    let signal = stop(server, view, closed.at)?;
+    let signal = server.asked_to_stop(view, closed.at)?;
     let (chain, confidence) = nginx::after_listener(lost, server, closed, signal, view);
     Some(Finding {
         cause: Cause::FpmNotListening,
@@ -104,8 +129,4 @@ pub fn not_listening(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         advice: advice::nginx_stops_first(),
         missing: Vec::new(),
     })
-}
-
-fn stop<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
-    server.stop_signals(view, until).last()
 }

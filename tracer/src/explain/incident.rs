@@ -2,6 +2,7 @@
 
 use super::server::Server;
 use super::{Finding, View};
+use crate::correlate::answer::Closer;
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::{ContainerInfo, Place};
@@ -34,7 +35,9 @@ pub fn assemble(
     });
     let from = finding.chain.earliest().saturating_sub(super::confidence::BEFORE_NS);
     let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
-    let requester = view.history.gave_up(&lost.tuple).map(|(_, _, task)| task);
+    // Only a requester that closed first leaves a record; for other losses an entry could only be an older connection's.
+    let gave_up = matches!(lost.evidence, Evidence::Close { closer: Closer::PeerFin, .. });
+    let requester = gave_up.then(|| view.history.gave_up(&lost.tuple, lost.at)).flatten().map(|(_, _, task)| task);
     Incident {
         kind: "incident".into(),
         schema: SCHEMA,

@@ -3,12 +3,21 @@
 use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::server::{Kind, Server};
-use super::{Finding, View, advice, nginx};
+use super::{Finding, View, advice};
 use crate::correlate::answer::{Clause, Closer};
 use crate::correlate::history::sig;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Trigger};
+
+/// A signal is taken, and all idle connections closed, within an event loop's turn; a busy worker's turn may take a while.
+const IDLE_CLOSE_NS: u64 = 1_000_000_000;
+/// A close_notify alert has up to 69 bytes, whatever port it comes to.
+const LONGEST_ALERT: u32 = 69;
+
+fn short(lost: &Lost) -> bool {
+    matches!(&lost.evidence, Evidence::LateData { reset, .. } if reset.in_len <= LONGEST_ALERT)
+}
 
 /// When the server closed, if this loss has the form of the race: data after the close, or unread at a close by a worker
 /// that lives on.
@@ -26,11 +35,29 @@ fn closed_at(lost: &Lost, server: &Server) -> Option<BootNs> {
 /// The close was part of a shutdown: nginx closes all idle connections on QUIT, and every connection on TERM.
 pub fn on_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let closed_at = closed_at(lost, server)?;
-    let signal = nginx::stop_before(server, view, closed_at)?;
+    let signal = server.asked_to_stop(view, closed_at)?;
+    let since = closed_at.saturating_sub(signal.at);
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
-    chain.signal(signal, "shutdown-closes-idle-connections", view);
     let mut confidence = Confidence::of(0.97);
+    if server.exiting {
+        match server.exit(view).filter(|e| e.at <= closed_at) {
+            // It did not end because it was asked to.
+            Some(exit) if exit.code != 0 => return None,
+            Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
+            None => confidence.cap(0.8, "the exit of the process was not seen"),
+        }
+    } else if since > IDLE_CLOSE_NS {
+        // Idle connections are closed when the signal is taken; later closes have reasons of their own.
+        if matches!(lost.evidence, Evidence::Close { .. }) {
+            return None;
+        }
+        confidence.cap(0.6, format!("the connection was closed {} ms after the signal", since / 1_000_000));
+    }
+    if short(lost) {
+        confidence.cap(0.6, "so few bytes can also be a TLS alert that answers the close");
+    }
+    chain.signal(signal, "shutdown-closes-idle-connections", view);
     if let Evidence::LateData { closed_at: None, .. } = &lost.evidence {
         confidence.cap(0.6, "when the server closed the connection is not known");
     }
@@ -53,20 +80,27 @@ pub fn on_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding>
 /// is never certain.
 pub fn idle(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let closed_at = closed_at(lost, server)?;
-    if server.exiting || server.stop_signals(view, closed_at).next().is_some() || lost.bytes_sent == 0 {
+    if server.exiting || !server.stop_signals(view, closed_at).is_empty() || lost.bytes_sent == 0 {
         return None;
     }
+    let reload = server.told_to_end(view, closed_at);
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
     let mut confidence = Confidence::of(0.9);
     confidence.because("that no stop signal preceded it is known only from not having seen one");
+    if reload {
+        confidence.cap(0.5, "the worker was of before a reload, which closes idle connections too");
+    }
+    if short(lost) {
+        confidence.cap(0.6, "so few bytes can also be a TLS alert that answers the close");
+    }
     if matches!(lost.evidence, Evidence::Close { .. }) {
         confidence.cap(0.5, "unread bytes at a close can also be the rest of an upload that was answered early");
     }
     Some(Finding {
         cause: Cause::KeepaliveRace,
         sub_cause: None,
-        trigger: Trigger::IdleTimeout,
+        trigger: if reload { Trigger::ConfigReload } else { Trigger::IdleTimeout },
         summary: "nginx closed this connection as idle; the next request was already on its way".into(),
         chain,
         confidence,

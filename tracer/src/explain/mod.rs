@@ -103,7 +103,7 @@ fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
             );
         }
         _ => {
-            let signals: Vec<_> = server.stop_signals(view, lost.at).collect();
+            let signals = server.stop_signals(view, lost.at);
             match signals.last() {
                 None => what("stop-signal", format!("no stop signal to {} was seen before the loss", server.name())),
                 Some(last) => {

@@ -16,6 +16,10 @@ use crate::model::incident::{Cause, Mechanism};
 
 /// A listener's children are thrown out in the same close() that ended the listener (inet_csk_listen_stop()).
 const QUEUE_NS: u64 = 100_000_000;
+/// The longest drain that is taken for one stop: an hour, longer than any sane grace period.
+const QUIT_NS: u64 = 3_600_000_000_000;
+/// Endpoints are gone everywhere after this time; who still comes is not racing with their removal.
+const RACE_NS: u64 = 60_000_000_000;
 
 /// TERM/INT to the master, a worker (or the master) exits, the connection is closed by that exit.
 pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
@@ -24,17 +28,29 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         return None;
     }
     let signal = fast_stop(server, view, lost.at)?;
+    let quit = graceful_before(server, view, signal);
     let mut chain = Chain::new(lost.at);
     let mut confidence = Confidence::of(0.99);
     chain.loss(lost, server, view);
     match server.exit(view).filter(|e| e.at <= lost.at) {
         // A worker that was killed did not end because of the master's word.
-        Some(exit) if exit.code & 0x7f != 0 => return None,
+        Some(exit) if exit.code != 0 => return None,
         Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         None => confidence.cap(0.8, "the exit of the process was not seen"),
     }
-    let rule = if server.is_master { "fast-shutdown-signal" } else { "master-tells-workers" };
+    let to_worker = Some(signal.what.target.key()) != server.master;
+    let rule = if to_worker || server.is_master { "fast-shutdown-signal" } else { "master-tells-workers" };
     chain.signal(signal, rule, view);
+    if let Some(quit) = quit {
+        chain.signal(quit, "overridden-by-the-later-signal", view);
+        return Some(overridden(chain, confidence, lost, quit, signal, view));
+    }
+    // A listener that closed before the signal shows that something had asked for a graceful end earlier.
+    let t = &lost.tuple;
+    let closes = view.table.listeners().closes(t.netns, t.local_ip, t.local_port, 0, signal.at);
+    if closes.last().is_some_and(|c| c.left == 0 && signal.at.saturating_sub(c.at) < QUIT_NS) {
+        confidence.cap(0.8, "the listener had been closed before this signal: an earlier one was not seen");
+    }
     Some(Finding {
         cause: Cause::NginxFastShutdown,
         sub_cause: None,
@@ -51,14 +67,50 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     })
 }
 
+/// The quit had begun to drain when the second signal cut it off.
+fn overridden(
+    chain: Chain,
+    mut confidence: Confidence,
+    lost: &Lost,
+    quit: &Signal,
+    signal: &Signal,
+    view: &View,
+) -> Finding {
+    if signal.at.saturating_sub(quit.at) > QUIT_NS {
+        confidence.cap(0.9, "the graceful signal was long before");
+    }
+    let ms = signal.at.saturating_sub(quit.at) / 1_000_000;
+    let by = sig::name(signal.what.signal);
+    Finding {
+        cause: Cause::QuitThenTerm,
+        sub_cause: None,
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "nginx was finishing its requests after SIGQUIT when {by} came {ms} ms later and cut this one{}",
+            lost.age_ms.map(|ms| format!(" after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+        ),
+        chain,
+        confidence,
+        advice: advice::graceful_nginx(),
+        missing: Vec::new(),
+    }
+}
+
 /// New connections still came after a stop signal had closed the listener.
 pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let Evidence::Refused { closed: Some(closed), .. } = &lost.evidence else { return None };
     if server.kind != Kind::Nginx {
         return None;
     }
-    let signal = stop_before(server, view, closed.at)?;
-    let (chain, confidence) = after_listener(lost, server, closed, signal, view);
+    let signal = server.asked_to_stop(view, closed.at)?;
+    let (chain, mut confidence) = after_listener(lost, server, closed, signal, view);
+    let t = &lost.tuple;
+    if view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at).is_some() {
+        confidence.cap(0.6, "the port was opened again: a restart, or an endpoint that had not been removed");
+    }
+    if lost.at.saturating_sub(closed.at) > RACE_NS {
+        confidence.cap(0.6, "it came more than a minute after the listener had closed");
+    }
     let ms = lost.at.saturating_sub(closed.at) / 1_000_000;
     Some(Finding {
         cause: Cause::EndpointRace,
@@ -81,14 +133,9 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         return None;
     }
     let closed = queue_closed(lost, view)?;
-    let signal = stop_before(server, view, closed.at)?;
-    let (chain, mut confidence) = after_listener(lost, server, &closed, signal, view);
+    let signal = server.asked_to_stop(view, closed.at)?;
+    let (chain, confidence) = after_listener(lost, server, &closed, signal, view);
     let handshake = matches!(lost.evidence, Evidence::Handshake { .. });
-    if let Evidence::Handshake { reset, .. } = &lost.evidence
-        && reset.in_len == 0
-    {
-        confidence.cap(0.65, "a bare ACK may also be a late duplicate of a finished connection");
-    }
     Some(Finding {
         cause: Cause::NginxAcceptQueueDropped,
         sub_cause: handshake.then_some("handshake"),
@@ -121,7 +168,13 @@ pub(super) fn after_listener(
     chain.loss(lost, server, view);
     chain.listener_closed(closed, lost.tuple.local_port, view);
     chain.signal(signal, "stop-signal-closes-the-listener", view);
-    (chain, Confidence::of(0.98))
+    let mut confidence = Confidence::of(0.98);
+    if let Evidence::Handshake { reset, .. } = &lost.evidence
+        && reset.in_len == 0
+    {
+        confidence.cap(0.65, "a bare ACK may also be a late duplicate of a finished connection");
+    }
+    (chain, confidence)
 }
 
 /// The listener's close that a dropped or half-open connection belongs to.
@@ -136,7 +189,7 @@ pub(super) fn queue_closed(lost: &Lost, view: &View) -> Option<ListenerClosed> {
             let owner = lost.server.as_ref().map(|a| a.key);
             let close = closes.iter().rev().find(|c| c.closer == owner)?;
             let event = close.event?;
-            Some(ListenerClosed { event, at: close.at, task: view.history.listener_closer(event)?.clone() })
+            Some(ListenerClosed { event, at: close.at, task: view.history.listener_closer(event, lost.at)?.clone() })
         }
         _ => None,
     }
@@ -144,11 +197,13 @@ pub(super) fn queue_closed(lost: &Lost, view: &View) -> Option<ListenerClosed> {
 
 /// The first TERM or INT: from it on nginx drops everything, whatever came before (ngx_terminate is tested before
 /// ngx_quit in ngx_worker_process_cycle()).
-pub(super) fn fast_stop<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
-    server.stop_signals(view, until).find(|s| matches!(s.what.signal, sig::TERM | sig::INT))
+fn fast_stop<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+    let all = server.stop_signals(view, until);
+    all.into_iter().find(|s| matches!(s.what.signal, sig::TERM | sig::INT) && !s.by_kernel())
 }
 
-/// The signal that closed the listener: the last one before it.
-pub(super) fn stop_before<'v>(server: &Server, view: &'v View, until: BootNs) -> Option<&'v Signal> {
-    server.stop_signals(view, until).last()
+/// A QUIT before it: nginx was on its way out gracefully.
+fn graceful_before<'v>(server: &Server, view: &'v View, signal: &Signal) -> Option<&'v Signal> {
+    let all = server.stop_signals(view, signal.at);
+    all.into_iter().rev().find(|s| s.what.signal == sig::QUIT)
 }

@@ -6,6 +6,7 @@ use crate::model::incident::Cause;
 /// From the strongest to the weakest claim on a loss. A cause that names an act of the server comes before one that only
 /// excuses it.
 const ORDER: &[Cause] = &[
+    Cause::QuitThenTerm,
     Cause::NginxFastShutdown,
     Cause::FpmControlTimeoutZero,
     Cause::NginxAcceptQueueDropped,

@@ -4,7 +4,7 @@ use super::chain::Chain;
 use super::confidence::Confidence;
 use super::server::{Kind, Server};
 use super::{Finding, View};
-use crate::correlate::answer::{Clause, Closer};
+use crate::correlate::answer::{self, Clause, Closer};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::Role;
 use crate::model::event::ProcKey;
@@ -31,7 +31,7 @@ fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, 
 /// The requesting side's FIN came while the request was open: a user who left, or an edge that lost patience.
 pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let Evidence::Close { closer: Closer::PeerFin, .. } = &lost.evidence else { return None };
-    let Some((at, _, task)) = view.history.gave_up(&lost.tuple) else {
+    let Some((at, _, task)) = view.history.gave_up(&lost.tuple, lost.at) else {
         let mut f =
             finding(lost, server, view, Cause::ClientAbort, 0.6, "the requesting side gave up before the answer");
         f.missing.push(Missing {
@@ -127,10 +127,16 @@ pub fn reset(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
 /// The application closed without an answer while it went on living, and nobody had told it to stop: nginx's `return 444`,
 /// a request header that never came to its end, an HTTP/2 connection that was idle.
 pub fn deliberate(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Evidence::Close { closer: Closer::Local, clause, .. } = &lost.evidence else { return None };
+    let Evidence::Close { closer: Closer::Local, clause, state } = &lost.evidence else { return None };
+    // nginx decides after it has read; php-fpm has no such decisions, and closing unread (no worker connections left) is
+    // none either.
+    let read = u64::from(answer::unread(state)) < answer::received(state);
+    let ended = server.exit(view).is_some();
     if server.exiting
         || server.told_to_end(view, lost.at)
-        || server.kind == Kind::Unknown
+        || server.kind != Kind::Nginx
+        || !read
+        || ended
         || *clause == Clause::Unread && lost.bytes_sent > 0
     {
         return None;

@@ -3,8 +3,8 @@
 use super::View;
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::Lost;
-use crate::identity::Role;
-use crate::model::event::{BootNs, ProcKey, Task};
+use crate::identity::{Role, ServerKind};
+use crate::model::event::{BootNs, ProcKey, TICK_NS, Task};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -72,7 +72,17 @@ pub fn of(lost: &Lost, view: &View) -> Server {
             Server { kind, master, sure: base.sure && master_sure, why, ..base }
         }
         _ if view.table.process(&actor.key).is_none() => Server { kind: Kind::Unknown, ..base },
-        _ => Server { kind: Kind::Other, ..base },
+        // Something else held the last copy of nginx's or php-fpm's socket: the loss is theirs, who closed is not known.
+        _ => {
+            let t = &lost.tuple;
+            let owner = view.table.server_at(t.netns, t.local_ip, t.local_port, lost.at).map(|s| s.kind);
+            let kind = match owner {
+                Some(ServerKind::Nginx) => Kind::Nginx,
+                Some(ServerKind::PhpFpm) => Kind::PhpFpm,
+                _ => Kind::Other,
+            };
+            Server { kind, sure: false, why: "closed by a process that is neither".into(), ..base }
+        }
     }
 }
 
@@ -86,19 +96,39 @@ impl Server {
         }
     }
 
-    /// Effective stop signals to the master up to `until`, oldest first, without those it sent itself.
-    pub fn stop_signals<'v>(&self, view: &'v View, until: BootNs) -> impl Iterator<Item = &'v Signal> + use<'v> {
-        let list = self.master.map_or(&[][..], |m| view.history.signals_to(&m));
-        list.iter().filter(move |s| s.at <= until && sig::stops(s.what.signal) && s.effective() && !s.to_itself())
+    /// Effective signals to the master, and to the process itself (workers obey them as well), up to `until`, oldest
+    /// first, without those that they sent themselves.
+    fn signals<'v>(&self, view: &'v View, until: BootNs) -> Vec<&'v Signal> {
+        let master = self.master.map_or(&[][..], |m| view.history.signals_to(&m));
+        let own = self.process.filter(|p| Some(*p) != self.master).map_or(&[][..], |p| view.history.signals_to(&p));
+        let wanted = |s: &&Signal| s.at <= until && s.effective() && !s.to_itself();
+        let mut all: Vec<_> = master.iter().chain(own).filter(wanted).collect();
+        all.sort_by_key(|s| (s.at, s.event));
+        all
+    }
+
+    /// Signals that end a server, killing ones included.
+    pub fn stop_signals<'v>(&self, view: &'v View, until: BootNs) -> Vec<&'v Signal> {
+        let mut all = self.signals(view, until);
+        all.retain(|s| sig::stops(s.what.signal));
+        all
+    }
+
+    /// The signal on which the server itself closed something at `until`: TERM, INT or QUIT from somebody. `None` when it
+    /// was killed before that, because then the kernel closed it.
+    pub fn asked_to_stop<'v>(&self, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+        let last = *self.stop_signals(view, until).last()?;
+        (sig::asks_to_stop(last.what.signal) && !last.by_kernel()).then_some(last)
     }
 
     /// A stop signal, or one after which old workers end: reload (HUP), upgrade (USR2), graceful end of workers (WINCH).
     /// Such workers close what worker_shutdown_timeout leaves open, which is no decision about a request.
     pub fn told_to_end(&self, view: &View, until: BootNs) -> bool {
-        let list = self.master.map_or(&[][..], |m| view.history.signals_to(&m));
-        list.iter().any(|s| {
-            let ends = sig::stops(s.what.signal) || matches!(s.what.signal, sig::HUP | sig::USR2 | sig::WINCH);
-            s.at <= until && ends && s.effective()
+        // A worker that was born after a reload is a new one.
+        let born = self.process.map_or(0, |p| p.start_ticks * TICK_NS);
+        self.signals(view, until).iter().any(|s| {
+            let old = matches!(s.what.signal, sig::HUP | sig::USR2 | sig::WINCH) && s.at >= born;
+            sig::stops(s.what.signal) || old
         })
     }
 

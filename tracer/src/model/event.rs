@@ -234,6 +234,9 @@ pub struct Digest {
     pub reported: bool,
     /// shutdown(SHUT_WR) and not close(): more of the same request is expected after it.
     pub half_closed: bool,
+    /// The next byte that was expected at the close.
+    #[serde(default)]
+    pub rcv_nxt: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

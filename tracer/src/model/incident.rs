@@ -41,7 +41,7 @@ ids! {
 ids! {
     /// What somebody can change. docs/causes.md has a section for each.
     Cause {
-        NginxFastShutdown = "nginx-fast-shutdown", EndpointRace = "endpoint-race",
+        NginxFastShutdown = "nginx-fast-shutdown", QuitThenTerm = "quit-then-term", EndpointRace = "endpoint-race",
         NginxAcceptQueueDropped = "nginx-accept-queue-dropped", KeepaliveRace = "keepalive-race",
         KeepaliveRaceOnShutdown = "keepalive-race-on-shutdown", FpmControlTimeoutZero = "fpm-control-timeout-zero",
         FpmAcceptQueueDropped = "fpm-accept-queue-dropped", FpmNotListening = "fpm-not-listening",

@@ -257,7 +257,7 @@ fn tcp_state(r: Reader<'_>) -> Result<m::TcpState, DecodeError> {
 }
 
 fn digest(r: Reader<'_>) -> Result<Option<m::Digest>, DecodeError> {
-    fields!(r, abi::Digest: ts, sk_cgroup, bytes_received, bytes_sent, start, tgid, flags, newstate, bits);
+    fields!(r, abi::Digest: ts, sk_cgroup, bytes_received, bytes_sent, start, tgid, flags, newstate, bits, rcv_nxt);
     let (newstate, bits): (u32, u32) = (newstate, bits);
     if ts == 0 {
         return Ok(None);
@@ -273,6 +273,7 @@ fn digest(r: Reader<'_>) -> Result<Option<m::Digest>, DecodeError> {
         newstate: u8::try_from(newstate).map_err(|_| r.bad("digest.newstate", newstate))?,
         reported: bits & abi::digest_bits::REPORTED != 0,
         half_closed: bits & abi::digest_bits::HALF_CLOSED != 0,
+        rcv_nxt,
     }))
 }
 

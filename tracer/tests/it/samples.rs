@@ -49,6 +49,7 @@ pub(crate) fn digest() -> Digest {
         newstate: tcp::FIN_WAIT1,
         reported: true,
         half_closed: false,
+        rcv_nxt: 2,
     }
 }
 

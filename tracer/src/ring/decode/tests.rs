@@ -256,6 +256,7 @@ fn resets() {
         newstate: 4,
         reported: true,
         half_closed: false,
+        rcv_nxt: 0,
     };
     let want = m::ResetSent {
         sk: 8,
