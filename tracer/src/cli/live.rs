@@ -12,6 +12,7 @@ use std::io::Write;
 use std::ops::ControlFlow;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use why502_ebpf::names;
 
 /// What a command wants of the live source.
 #[derive(Clone, Debug, Default)]
@@ -87,6 +88,9 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
         }
     }
     summary.answered = Some(totals.hooks.iter().map(|hook| hook.answered).sum());
+    let resets =
+        totals.hooks.iter().filter(|hook| hook.hook == names::HOOKS[names::hook::TCP_SEND_RESET as usize].name);
+    summary.strange_resets = resets.map(|hook| hook.uninteresting).sum();
     result.map(|()| summary)
 }
 

@@ -17,6 +17,8 @@ pub(super) struct Summary {
     lost: BTreeMap<String, u64>,
     /// Connections that ended with their answer sent: the kernel side counts them and sends nothing up.
     pub(super) answered: Option<u64>,
+    /// Resets to ports that nobody was seen to listen on, as the kernel counted them.
+    pub(super) strange_resets: u64,
     /// Closes of servers that no rule knows.
     pub(super) other_servers: u64,
 }
@@ -73,6 +75,13 @@ impl Summary {
                 line.push_str(&format!("; not judged, neither nginx nor php-fpm: {}", self.other_servers));
             }
             lines.push(line);
+        }
+        if self.strange_resets > 0 {
+            lines.push(format!(
+                "{} packets to ports that nobody was seen to listen on were answered with a reset: scans, early probes, \
+                 or servers that had stopped before why502 was ready",
+                self.strange_resets
+            ));
         }
         lines.push(if self.lost.is_empty() {
             "nothing lost".to_string()

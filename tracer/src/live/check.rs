@@ -154,7 +154,8 @@ impl Found {
                 self.signal = true;
                 compare::signal(us, s)
             }
-            (EventKind::TcpState(s), _) => {
+            // Another process may use a port of ours on another address: it is not checked.
+            (EventKind::TcpState(s), _) if us.is(&s.task) => {
                 let Some((connection, listener)) = acts.of(&s.tuple) else { return Ok(()) };
                 if listener && s.newstate == crate::model::event::tcp::LISTEN {
                     return compare::listening(us, connection, s);
@@ -165,7 +166,7 @@ impl Found {
                 }
                 Ok(())
             }
-            (EventKind::ResetSent(r), _) => {
+            (EventKind::ResetSent(r), _) if us.is(&r.task) => {
                 let Some((connection, _)) = acts.of(&r.tuple) else { return Ok(()) };
                 if !r.active || r.tuple.local_port != connection.server.port() {
                     return Ok(());
@@ -215,6 +216,10 @@ impl Acts {
     fn of(&self, t: &Tuple) -> Option<(&Connection, bool)> {
         let is = |c: &&Connection| {
             let ports = [c.server.port(), c.client.port()];
+            // Our own IPv4 and IPv6 connections may have been given the same port.
+            if c.server.is_ipv4() != t.local_ip.is_ipv4() {
+                return false;
+            }
             t.local_port == ports[0] && (t.remote_port == ports[1] || t.remote_port == 0)
                 || t.local_port == ports[1] && t.remote_port == ports[0]
         };
