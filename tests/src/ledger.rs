@@ -1,0 +1,358 @@
+//! The comparison: what the client's ledger lost, against what why502 said, request by request.
+//!
+//! A request of the client's ledger is **lost** when
+//! - it was sent (all of it, or an upload's part) and its connection ended without a byte of a final answer: `eof`,
+//!   `reset`, `send-failed`;
+//! - its connection was refused: `refused`; or it was reset before the request could go out on it: `connect-reset`. The
+//!   client made that connection for this request, and an edge would answer 502 for it;
+//! - an nginx answered for a failed upstream (the pod's for php-fpm, the edge for the pod): a status of [`Rules::made`].
+//!
+//! It is **not** lost when the client never meant to be answered (`deliberate`), when its kept connection was found closed
+//! before anything was sent (no ledger line at all: a careful client just connects anew), or when it was answered.
+//! `truncated` answers are measured apart. `timeout` and `connect-failed` are **unclear**: the client gave up, so its ledger
+//! cannot tell whose loss it was; scenarios are made so that there are none.
+//!
+//! The join is by the connection's two ends, and among several requests of one connection or reused port by time. One
+//! incident matches one request. An incident between nginx and php-fpm, or between edge and pod, has ends that no client
+//! knows: it is joined with a request of a status in [`Rules::made`] that was under way at that time.
+
+use crate::load::{Outcome, Request};
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use why502::model::incident::{Cause, Incident, Level, Mechanism, Outcome as Lost};
+
+/// An incident may be stamped so long before or after the client's own times of the request: the client reads its clock
+/// before it sends and some time after the answer came.
+const SLACK_NS: u64 = 500_000_000;
+
+/// What of an incident the comparison looks at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Claim {
+    pub id: String,
+    pub at: u64,
+    pub requester: SocketAddr,
+    pub server: SocketAddr,
+    pub netns: u32,
+    pub outcome: Lost,
+    pub mechanism: Mechanism,
+    pub cause: Cause,
+    pub level: Level,
+    pub summary: String,
+}
+
+impl From<&Incident> for Claim {
+    fn from(i: &Incident) -> Self {
+        Self {
+            id: i.id.clone(),
+            at: i.at_boot_ns,
+            requester: SocketAddr::new(i.requester.ip, i.requester.port),
+            server: SocketAddr::new(i.server.ip, i.server.port),
+            netns: i.server.netns,
+            outcome: i.outcome,
+            mechanism: i.mechanism,
+            cause: i.cause,
+            level: i.confidence.level,
+            summary: i.summary.clone(),
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Claim { requester, server, outcome, mechanism, cause, level, summary, at, .. } = self;
+        write!(f, "{requester} > {server} at {at}: {outcome}, {mechanism}, {cause} ({level}): {summary}")
+    }
+}
+
+/// What the caller knows about its scenario.
+pub struct Rules<'a> {
+    /// Statuses that an nginx before the failed server makes of its failure.
+    pub made: &'a [u16],
+    /// Request ids that a php script has logged as started: these were certainly accepted and read.
+    pub seen: HashSet<String>,
+    /// The causes that are right for a lost request; the second argument: a script has started for it.
+    pub allowed: &'a dyn Fn(&Request, bool) -> &'static [Cause],
+}
+
+#[derive(Debug, Default)]
+pub struct Comparison {
+    /// Ledger lines of requests (not of connections that were to carry none).
+    pub requests: usize,
+    /// Lost requests by what the client saw.
+    pub lost: BTreeMap<String, usize>,
+    /// Lost requests that have an incident.
+    pub explained: usize,
+    /// Lost requests without an incident.
+    pub missed: Vec<Request>,
+    /// Incidents without a lost request.
+    pub false_incidents: Vec<Claim>,
+    /// Lost requests whose incident has a cause that is not allowed for them.
+    pub wrong_cause: Vec<(Request, Claim)>,
+    /// Requests that ended inside their answer, and how many of them have an incident that says so.
+    pub truncated: usize,
+    pub truncated_explained: usize,
+    /// The client gave up: not countable either way.
+    pub unclear: Vec<Request>,
+    /// Incidents of lost requests, by cause.
+    pub by_cause: BTreeMap<&'static str, usize>,
+    pub by_level: BTreeMap<&'static str, usize>,
+}
+
+impl Comparison {
+    pub fn lost_total(&self) -> usize {
+        self.lost.values().sum()
+    }
+
+    /// Every lost request has its incident, no incident is without one, and every cause is allowed.
+    pub fn exact(&self) -> bool {
+        self.missed.is_empty()
+            && self.false_incidents.is_empty()
+            && self.wrong_cause.is_empty()
+            && self.unclear.is_empty()
+    }
+
+    /// The deviations, one a line; empty when [`exact`](Self::exact).
+    pub fn complaints(&self) -> Vec<String> {
+        let ends = |r: &Request| {
+            let (id, local, outcome) = (&r.id, r.local, r.outcome.name());
+            let (fresh, sent, end) = (r.fresh(), r.t_sent, r.t_end);
+            format!("{id} {local} {outcome}, fresh {fresh}, sent {sent:?}, ended {end}, path {}", r.path)
+        };
+        let missed = self.missed.iter().map(|r| format!("missed: {}", ends(r)));
+        let falses = self.false_incidents.iter().map(|c| format!("false: {c}"));
+        let wrong = self.wrong_cause.iter().map(|(r, c)| format!("wrong cause: {} BUT {c}", ends(r)));
+        let unclear = self.unclear.iter().map(|r| format!("unclear: {}", ends(r)));
+        missed.chain(falses).chain(wrong).chain(unclear).collect()
+    }
+}
+
+impl fmt::Display for Comparison {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (requests, lost, explained) = (self.requests, self.lost_total(), self.explained);
+        let (by_kind, by_cause, by_level) = (&self.lost, &self.by_cause, &self.by_level);
+        write!(f, "{requests} requests, lost {lost} {by_kind:?}, explained {explained} {by_cause:?} {by_level:?}")?;
+        let (missed, falses, wrong) = (self.missed.len(), self.false_incidents.len(), self.wrong_cause.len());
+        let (truncated, truncated_explained, unclear) = (self.truncated, self.truncated_explained, self.unclear.len());
+        write!(f, ", missed {missed}, false {falses}, wrong cause {wrong}, unclear {unclear}")?;
+        write!(f, ", truncated {truncated} (explained {truncated_explained})")
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Lost,
+    /// Lost, and nginx answered for it.
+    Made,
+    Truncated,
+    Unclear,
+    Fine,
+}
+
+fn class(r: &Request, made: &[u16]) -> Class {
+    match r.outcome {
+        _ if r.deliberate => Class::Fine,
+        Outcome::HttpError { status } if made.contains(&status) => Class::Made,
+        Outcome::Ok { .. } | Outcome::HttpError { .. } | Outcome::Aborted | Outcome::NoRequest { .. } => Class::Fine,
+        Outcome::Refused | Outcome::ConnectReset | Outcome::Eof | Outcome::Reset => Class::Lost,
+        Outcome::SendFailed { .. } => Class::Lost,
+        Outcome::Truncated => Class::Truncated,
+        Outcome::Timeout | Outcome::ConnectFailed { .. } => Class::Unclear,
+    }
+}
+
+/// Whether the client's ledger counts this request as lost; `made`: see [`Rules::made`].
+pub fn is_lost(r: &Request, made: &[u16]) -> bool {
+    matches!(class(r, made), Class::Lost | Class::Made)
+}
+
+pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Comparison {
+    let mut result = Comparison::default();
+    let mut by_ends: BTreeMap<(SocketAddr, SocketAddr), Vec<usize>> = BTreeMap::new();
+    let mut made = Vec::new();
+    let classes: Vec<Class> = requests.iter().map(|r| class(r, rules.made)).collect();
+    for (i, (r, class)) in requests.iter().zip(&classes).enumerate() {
+        result.requests += usize::from(!matches!(r.outcome, Outcome::NoRequest { .. }));
+        match class {
+            Class::Lost | Class::Made => *result.lost.entry(r.outcome.name()).or_default() += 1,
+            Class::Truncated => result.truncated += 1,
+            Class::Unclear => result.unclear.push(r.clone()),
+            Class::Fine => continue,
+        }
+        by_ends.entry((plain(r.local), plain(r.remote))).or_default().push(i);
+        if *class == Class::Made {
+            made.push(i);
+        }
+    }
+    let mut taken: Vec<Option<&Claim>> = vec![None; requests.len()];
+    let mut unmatched = Vec::new();
+    for claim in claims {
+        let candidates = by_ends.get(&(plain(claim.requester), plain(claim.server)));
+        let free =
+            candidates.into_iter().flatten().filter(|i| taken[**i].is_none() && around(&requests[**i], claim.at));
+        match free.min_by_key(|i| requests[**i].t_end.abs_diff(claim.at)) {
+            Some(&i) => taken[i] = Some(claim),
+            None => unmatched.push(claim),
+        }
+    }
+    // Those behind an nginx. It answers at once, so the request that ends nearest to the loss is the likeliest one.
+    let clients: HashSet<IpAddr> = requests.iter().map(|r| plain(r.local).ip()).collect();
+    unmatched.sort_by_key(|c| c.at);
+    for claim in unmatched {
+        let upstream = !clients.contains(&plain(claim.requester).ip());
+        let free = made.iter().filter(|i| upstream && taken[**i].is_none() && around(&requests[**i], claim.at));
+        match free.min_by_key(|i| requests[**i].t_end.abs_diff(claim.at)) {
+            Some(&i) => taken[i] = Some(claim),
+            None => result.false_incidents.push(claim.clone()),
+        }
+    }
+    for ((r, class), claim) in requests.iter().zip(&classes).zip(taken) {
+        match (class, claim) {
+            (Class::Fine, _) | (Class::Unclear | Class::Truncated, None) => {}
+            (Class::Lost | Class::Made, None) => result.missed.push(r.clone()),
+            (Class::Unclear, Some(_)) => {}
+            (Class::Truncated, Some(c)) if c.outcome == Lost::Truncated => result.truncated_explained += 1,
+            // The client got a part of it: whatever else an incident says is not true.
+            (Class::Truncated, Some(c)) => result.false_incidents.push(c.clone()),
+            (Class::Lost | Class::Made, Some(c)) => {
+                result.explained += 1;
+                *result.by_cause.entry(c.cause.id()).or_default() += 1;
+                *result.by_level.entry(c.level.id()).or_default() += 1;
+                if !(rules.allowed)(r, rules.seen.contains(&r.id)).contains(&c.cause) {
+                    result.wrong_cause.push((r.clone(), c.clone()));
+                }
+            }
+        }
+    }
+    result
+}
+
+fn plain(addr: SocketAddr) -> SocketAddr {
+    let ip: IpAddr = addr.ip().to_canonical();
+    SocketAddr::new(ip, addr.port())
+}
+
+fn around(r: &Request, at: u64) -> bool {
+    let start = r.t_sent.unwrap_or(r.t_connect);
+    (start.saturating_sub(SLACK_NS)..=r.t_end + SLACK_NS).contains(&at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: u64 = 1_000_000_000;
+
+    fn addr(text: &str) -> SocketAddr {
+        text.parse().unwrap()
+    }
+
+    fn request(id: &str, port: u16, at: u64, outcome: Outcome) -> Request {
+        Request {
+            id: id.into(),
+            connection: 1,
+            answered_before: 0,
+            path: "/".into(),
+            local: SocketAddr::new(addr("10.0.0.1:1").ip(), port),
+            remote: addr("10.0.0.2:80"),
+            t_connect: at - 10,
+            t_sent: Some(at - 5),
+            t_end: at,
+            bytes_sent: 80,
+            sent_all: true,
+            bytes_received: 0,
+            deliberate: false,
+            outcome,
+        }
+    }
+
+    fn claim(port: u16, at: u64, cause: Cause) -> Claim {
+        Claim {
+            id: "i".into(),
+            at,
+            requester: SocketAddr::new(addr("10.0.0.1:1").ip(), port),
+            server: addr("10.0.0.2:80"),
+            netns: 1,
+            outcome: Lost::Unanswered,
+            mechanism: Mechanism::ClosedInFlight,
+            cause,
+            level: Level::Certain,
+            summary: String::new(),
+        }
+    }
+
+    fn compared(requests: &[Request], claims: &[Claim]) -> Comparison {
+        let allowed: &dyn Fn(&Request, bool) -> &'static [Cause] = &|r, _| match r.outcome {
+            Outcome::Refused => &[Cause::EndpointRace],
+            _ => &[Cause::NginxFastShutdown],
+        };
+        compare(requests, claims, &Rules { made: &[502], seen: HashSet::new(), allowed })
+    }
+
+    #[test]
+    fn one_incident_explains_one_request() {
+        let lost = [request("a", 1, S, Outcome::Eof), request("b", 2, S, Outcome::Refused)];
+        let both = [claim(1, S, Cause::NginxFastShutdown), claim(2, S, Cause::EndpointRace)];
+        let c = compared(&lost, &both);
+        assert!(c.exact() && c.explained == 2, "{c}");
+        let c = compared(&lost, &both[..1]);
+        assert_eq!((c.missed.len(), c.explained), (1, 1));
+        assert_eq!(c.missed[0].id, "b");
+        let twice = [both[0].clone(), both[0].clone(), both[1].clone()];
+        let c = compared(&lost, &twice);
+        assert_eq!((c.explained, c.false_incidents.len()), (2, 1));
+    }
+
+    #[test]
+    fn an_answered_request_makes_its_incident_false() {
+        let c = compared(&[request("a", 1, S, Outcome::Ok { status: 200 })], &[claim(1, S, Cause::NginxFastShutdown)]);
+        assert_eq!((c.lost_total(), c.false_incidents.len()), (0, 1));
+    }
+
+    #[test]
+    fn a_reused_port_is_joined_by_time() {
+        let two = [request("a", 1, S, Outcome::Eof), request("b", 1, 9 * S, Outcome::Refused)];
+        let c = compared(&two, &[claim(1, 9 * S, Cause::EndpointRace), claim(1, S, Cause::NginxFastShutdown)]);
+        assert!(c.exact(), "{:?}", c.complaints());
+        let c = compared(&two[..1], &[claim(1, 9 * S, Cause::NginxFastShutdown)]);
+        assert_eq!((c.missed.len(), c.false_incidents.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_cause_that_is_not_allowed_is_told() {
+        let c = compared(&[request("a", 1, S, Outcome::Refused)], &[claim(1, S, Cause::NginxFastShutdown)]);
+        assert_eq!((c.explained, c.wrong_cause.len()), (1, 1));
+        assert!(!c.exact());
+    }
+
+    #[test]
+    fn truncated_answers_are_apart() {
+        let r = [request("a", 1, S, Outcome::Truncated)];
+        let mut said = claim(1, S, Cause::NginxFastShutdown);
+        assert_eq!(compared(&r, &[said.clone()]).false_incidents.len(), 1);
+        said.outcome = Lost::Truncated;
+        let c = compared(&r, &[said]);
+        assert_eq!((c.lost_total(), c.truncated, c.truncated_explained, c.exact()), (0, 1, 1, true));
+    }
+
+    #[test]
+    fn the_upstreams_incident_is_joined_by_time() {
+        let r = [
+            request("a", 1, S, Outcome::HttpError { status: 502 }),
+            request("b", 2, 3 * S, Outcome::HttpError { status: 404 }),
+        ];
+        let mut said = claim(40000, S, Cause::NginxFastShutdown);
+        (said.requester, said.server) = (addr("127.0.0.1:40000"), addr("127.0.0.1:9000"));
+        let c = compared(&r, &[said.clone()]);
+        assert!(c.exact() && c.explained == 1, "{:?}", c.complaints());
+        said.at = 3 * S;
+        assert_eq!(compared(&r, &[said]).false_incidents.len(), 1);
+    }
+
+    #[test]
+    fn mapped_addresses_are_the_same() {
+        let mut r = request("a", 1, S, Outcome::Eof);
+        (r.local, r.remote) = (addr("[::ffff:10.0.0.1]:1"), addr("[::ffff:10.0.0.2]:80"));
+        assert!(compared(&[r], &[claim(1, S, Cause::NginxFastShutdown)]).exact());
+    }
+}

@@ -1,0 +1,30 @@
+//! The harness of the end-to-end tests: pods of real nginx and php-fpm, a load client that writes one ledger line per
+//! request, and the comparison of that ledger with what why502 said.
+//!
+//! ```text
+//! launch   a command as PID 1 of a container: netns, cgroup, pid and mount namespace
+//! cgroup   kubepods-like paths in the v2 hierarchy
+//! net      network namespaces and veth pairs; tun: a path with delay, loss, duplicates, reordering
+//! pod      containers; nginx, php: their configurations; site: client, edge and pod put together
+//! load     the client and its ledger (one line per request)
+//! tracer   starts and stops why502
+//! ledger   the comparison: one incident per lost request, with an allowed cause
+//! fire     what the probes' smoke test does to the kernel
+//! truth    which causes are right for which lost request
+//! guard    one test at a time, skip reasons, waiting on conditions
+//! ```
+
+pub mod cgroup;
+pub mod fire;
+pub mod guard;
+pub mod launch;
+pub mod ledger;
+pub mod load;
+pub mod net;
+pub mod nginx;
+pub mod php;
+pub mod pod;
+pub mod site;
+pub mod tracer;
+pub mod truth;
+pub mod tun;

@@ -1,0 +1,179 @@
+//! php-fpm as a container, its scripts, and the ledger that the scripts write.
+
+use crate::guard::{self, Dir, unprivileged_user};
+use crate::launch::Spec;
+use crate::net::listens;
+use crate::pod::{Container, Pod};
+use anyhow::{Context, Result, anyhow};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// `php-fpm8.2` and the like in /usr/sbin, the newest one; or a plain `php-fpm`.
+pub fn binary() -> Result<PathBuf> {
+    let mut found: Vec<PathBuf> = Vec::new();
+    for dir in ["/usr/sbin", "/usr/local/sbin"] {
+        let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        found.extend(names.map(|e| e.path()).filter(|p| {
+            let name = p.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            name.strip_prefix("php-fpm").is_some_and(|v| v.chars().all(|c| c.is_ascii_digit() || c == '.'))
+        }));
+    }
+    found.sort();
+    found.pop().ok_or_else(|| anyhow!("php-fpm is not installed (apt-get install php-fpm)"))
+}
+
+#[derive(Clone, Debug)]
+pub enum FpmListen {
+    /// On 127.0.0.1.
+    Tcp(u16),
+    /// A socket in the site's directory.
+    Unix,
+}
+
+#[derive(Clone, Debug)]
+pub struct FpmConf {
+    pub listen: FpmListen,
+    pub children: u32,
+    /// Seconds.
+    pub process_control_timeout: u32,
+    pub backlog: Option<u32>,
+    /// More directives of `[global]` and of the pool.
+    pub global_extra: String,
+    pub pool_extra: String,
+}
+
+impl Default for FpmConf {
+    fn default() -> Self {
+        Self {
+            listen: FpmListen::Tcp(9000),
+            children: 4,
+            process_control_timeout: 0,
+            backlog: None,
+            global_extra: String::new(),
+            pool_extra: String::new(),
+        }
+    }
+}
+
+/// A running php-fpm and its files.
+#[derive(Debug)]
+pub struct Fpm {
+    pub container: Container,
+    pub log: PathBuf,
+    /// What nginx's `fastcgi_pass` takes.
+    pub address: String,
+    ledger: PathBuf,
+}
+
+/// A line of the scripts' ledger.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+pub struct Served {
+    /// `start` or `end`.
+    pub ev: String,
+    pub id: String,
+    /// Pid in the container.
+    pub pid: u32,
+    /// CLOCK_MONOTONIC, ns: CLOCK_BOOTTIME on a machine that was never suspended.
+    pub t: u64,
+    /// The other end of nginx's connection, which the request came by.
+    pub addr: String,
+    pub port: u16,
+}
+
+impl Fpm {
+    /// Writes the scripts to `www` and starts php-fpm; returns when all of its children are there.
+    pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &FpmConf) -> Result<Self> {
+        let base = dir.open_subdir("fpm")?;
+        let ledger = base.join("ledger.jsonl");
+        write_scripts(www, &ledger)?;
+        let (listen, address) = match conf.listen {
+            FpmListen::Tcp(port) => (format!("127.0.0.1:{port}"), format!("127.0.0.1:{port}")),
+            FpmListen::Unix => {
+                let path = base.join("php.sock").display().to_string();
+                (path.clone(), format!("unix:{path}"))
+            }
+        };
+        let config = base.join("fpm.conf");
+        std::fs::write(&config, render(conf, &listen))?;
+        let log = base.join("fpm.log");
+        // -n: without php.ini, so that the distribution's extensions and limits play no part.
+        let argv = [binary()?.into_os_string(), "-n".into(), "-F".into(), "-y".into(), config.into()];
+        let mut spec = Spec::new(argv);
+        spec.log = Some(log.clone());
+        let container = pod.start(spec)?;
+        let mut fpm = Self { container, log, address, ledger };
+        let pid = fpm.container.pid();
+        let started = guard::wait("php-fpm", Duration::from_secs(20), || {
+            let listens = match conf.listen {
+                FpmListen::Tcp(port) => listens(pid, port),
+                FpmListen::Unix => Path::new(&listen).exists(),
+            };
+            (listens && fpm.container.children().len() == conf.children as usize) || !fpm.container.running()
+        });
+        if started.is_err() || !fpm.container.running() {
+            let log = std::fs::read_to_string(&fpm.log).unwrap_or_default();
+            return Err(anyhow!("php-fpm did not start: {}", log.trim()));
+        }
+        Ok(fpm)
+    }
+
+    /// What the scripts have written until now.
+    pub fn served(&self) -> Result<Vec<Served>> {
+        let text = std::fs::read_to_string(&self.ledger).unwrap_or_default();
+        // A killed child may leave half of a line; only the last one of the file can be without its end.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|l| serde_json::from_str(l).with_context(|| format!("php ledger: {l}"))).collect()
+    }
+}
+
+fn render(conf: &FpmConf, listen: &str) -> String {
+    let (user, group) = unprivileged_user();
+    let backlog = conf.backlog.map_or(String::new(), |b| format!("listen.backlog = {b}"));
+    format!(
+        "[global]\ndaemonize = no\nerror_log = /proc/self/fd/2\nprocess_control_timeout = {}\n{}\n\
+         [www]\nuser = {user}\ngroup = {group}\nlisten = {listen}\nlisten.mode = 0666\n{backlog}\n\
+         pm = static\npm.max_children = {}\n{}\n",
+        conf.process_control_timeout, conf.global_extra, conf.children, conf.pool_extra,
+    )
+}
+
+/// `common.php` writes a line when a request starts and one when its script has ended: one write(2) with O_APPEND each,
+/// so lines of several children never mix.
+const COMMON: &str = r#"<?php
+function ledger($ev) {
+    $line = json_encode(['ev' => $ev, 'id' => (string)($_GET['id'] ?? ''), 'pid' => getmypid(), 't' => hrtime(true),
+        'addr' => $_SERVER['REMOTE_ADDR'] ?? '', 'port' => (int)($_SERVER['REMOTE_PORT'] ?? 0)]);
+    file_put_contents(LEDGER, $line . "\n", FILE_APPEND);
+}
+// A signal cuts usleep() short: only the deadline counts.
+function stay_until($deadline) {
+    while (($left = $deadline - hrtime(true)) > 0) usleep((int)max(1, $left / 1000));
+}
+ledger('start');
+"#;
+
+const SCRIPTS: &[(&str, &str)] = &[
+    ("fast.php", "echo \"fast\\n\"; ledger('end');\n"),
+    ("slow.php", "stay_until(hrtime(true) + 1000000 * (int)($_GET['ms'] ?? 1000)); echo \"slow\\n\"; ledger('end');\n"),
+    (
+        "sse.php",
+        "header('Content-Type: text/event-stream');\n$n = (int)($_GET['n'] ?? 3);\nfor ($i = 0; $i < $n; $i++) {\n    \
+         echo \"data: $i\\n\\n\"; @ob_flush(); flush();\n    stay_until(hrtime(true) + 3000000);\n}\nledger('end');\n",
+    ),
+    (
+        "drip.php",
+        "$n = (int)($_GET['n'] ?? 5);\nfor ($i = 0; $i < $n; $i++) {\n    echo str_repeat('.', 64), \"\\n\"; \
+         @ob_flush(); flush();\n    stay_until(hrtime(true) + 200000000);\n}\nledger('end');\n",
+    ),
+];
+
+fn write_scripts(www: &Path, ledger: &Path) -> Result<()> {
+    let common = COMMON.replacen("<?php", &format!("<?php\nconst LEDGER = '{}';", ledger.display()), 1);
+    std::fs::write(www.join("common.php"), common)?;
+    for (name, body) in SCRIPTS {
+        let text = format!("<?php\nrequire __DIR__ . '/common.php';\n{body}");
+        std::fs::write(www.join(name), text).with_context(|| format!("cannot write {name}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,69 @@
+//! A pod: one network namespace shared by containers that have a cgroup and a pid namespace each.
+
+use crate::cgroup::{Cgroup, container_id, pod_uid};
+use crate::launch::{Launched, Spec};
+use crate::net::Netns;
+use anyhow::Result;
+use nix::sys::signal::Signal;
+use std::time::Duration;
+
+#[derive(Debug)]
+pub struct Pod {
+    pub uid: String,
+    pub netns: Netns,
+}
+
+impl Pod {
+    pub fn new(tag: &str) -> Result<Self> {
+        Ok(Self { uid: pod_uid(), netns: Netns::new(tag)? })
+    }
+
+    /// Starts a container in this pod; `spec`'s namespace and cgroup are set here.
+    pub fn start(&self, mut spec: Spec) -> Result<Container> {
+        let id = container_id();
+        let cgroup = Cgroup::kubepods(&self.uid, &id)?;
+        spec.netns = Some(self.netns.path());
+        spec.cgroup = Some(cgroup.dir());
+        Ok(Container { id, process: Launched::start(&spec)?, cgroup })
+    }
+}
+
+/// Its fields are dropped in this order: first the processes, then the cgroup.
+#[derive(Debug)]
+pub struct Container {
+    /// 64 hex digits.
+    pub id: String,
+    process: Launched,
+    pub cgroup: Cgroup,
+}
+
+impl Container {
+    /// Host pid of the container's PID 1.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// Host pids of PID 1's children: workers of nginx, children of php-fpm.
+    pub fn children(&self) -> Vec<i32> {
+        let parent = self.pid();
+        self.cgroup.procs().into_iter().filter(|pid| parent_of(*pid) == Some(parent)).collect()
+    }
+
+    /// To PID 1, from outside of the container, as a runtime does.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    pub fn running(&mut self) -> bool {
+        self.process.running()
+    }
+
+    pub fn wait(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
+        self.process.wait(limit)
+    }
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|l| l.strip_prefix("PPid:"))?.trim().parse().ok()
+}

@@ -1,0 +1,105 @@
+//! Client, edge and pod put together, with the networks between them.
+
+use crate::guard::Dir;
+use crate::net::{Link, Netns, veth};
+use crate::nginx::{Nginx, NginxConf};
+use crate::php::{Fpm, FpmConf};
+use crate::pod::Pod;
+use crate::tun::{Trouble, Tun};
+use crate::{cgroup, net};
+use anyhow::Result;
+use std::collections::HashSet;
+use std::net::{IpAddr, SocketAddr};
+
+/// What to build.
+#[derive(Clone, Debug, Default)]
+pub struct SiteConf {
+    pub nginx: NginxConf,
+    /// Without it the pod has no php.
+    pub fpm: Option<FpmConf>,
+    /// An edge nginx between client and pod, with so many idle connections kept.
+    pub edge: Option<u32>,
+    /// The path into the pod goes through a tun forwarder; else through a veth pair.
+    pub trouble: Option<Trouble>,
+}
+
+/// A running site. Dropped in this order: servers, networks, files.
+#[derive(Debug)]
+pub struct Site {
+    pub nginx: Nginx,
+    pub fpm: Option<Fpm>,
+    pub edge: Option<Edge>,
+    pub tun: Option<Tun>,
+    pub pod: Pod,
+    pub client: Netns,
+    /// Into the pod: `right` are the pod's addresses.
+    pub link: Link,
+    pub dir: Dir,
+}
+
+#[derive(Debug)]
+pub struct Edge {
+    pub nginx: Nginx,
+    pub pod: Pod,
+    /// From the client to the edge.
+    pub link: Link,
+}
+
+impl Site {
+    pub fn start(conf: &SiteConf) -> Result<Self> {
+        cgroup::sweep();
+        net::sweep();
+        let dir = Dir::new()?;
+        let www = dir.open_subdir("www")?;
+        let client = Netns::new("client")?;
+        let pod = Pod::new("pod")?;
+        let edge_pod = conf.edge.map(|_| Pod::new("edge")).transpose()?;
+        let before_pod = edge_pod.as_ref().map_or(&client, |p| &p.netns);
+        let (tun, link) = match conf.trouble {
+            None => (None, veth(before_pod, &pod.netns)?),
+            Some(trouble) => {
+                let tun = Tun::join(before_pod, &pod.netns, trouble)?;
+                let link = tun.link;
+                (Some(tun), link)
+            }
+        };
+        let fpm = conf.fpm.as_ref().map(|f| Fpm::start(&pod, &dir, &www, f)).transpose()?;
+        let nginx_conf = NginxConf { fastcgi: fpm.as_ref().map(|f| f.address.clone()), ..conf.nginx.clone() };
+        let nginx = Nginx::start(&pod, &dir, &www, &nginx_conf)?;
+        let edge = match (edge_pod, conf.edge) {
+            (Some(edge_pod), Some(keepalive)) => {
+                let front = veth(&client, &edge_pod.netns)?;
+                let pod_addr = SocketAddr::new(link.right4.into(), 80);
+                let nginx = Nginx::start_edge(&edge_pod, &dir, pod_addr, keepalive)?;
+                Some(Edge { nginx, pod: edge_pod, link: front })
+            }
+            _ => None,
+        };
+        Ok(Self { nginx, fpm, edge, tun, pod, client, link, dir })
+    }
+
+    /// Port 80 of the pod, by IPv4 or IPv6. Reached from the client unless there is an edge.
+    pub fn pod_addr(&self, v6: bool) -> SocketAddr {
+        let ip: IpAddr = if v6 { self.link.right6.into() } else { self.link.right4.into() };
+        SocketAddr::new(ip, 80)
+    }
+
+    /// Where a user sends requests: the edge if there is one, else the pod.
+    pub fn addr(&self) -> SocketAddr {
+        self.edge.as_ref().map_or(self.pod_addr(false), |e| SocketAddr::new(e.link.right4.into(), 80))
+    }
+
+    /// Ids of the requests that a php script has started for: nginx had read these.
+    pub fn started_scripts(&self) -> Result<HashSet<String>> {
+        let served = self.fpm.as_ref().map(Fpm::served).transpose()?.unwrap_or_default();
+        Ok(served.into_iter().filter(|s| s.ev == "start").map(|s| s.id).collect())
+    }
+
+    /// Whether an address or namespace is one of this site: other tests of this machine have incidents of their own.
+    pub fn owns(&self, ip: IpAddr, netns: u32) -> bool {
+        let namespaces = [Some(&self.pod.netns), Some(&self.client), self.edge.as_ref().map(|e| &e.pod.netns)];
+        self.link.has(ip)
+            || self.edge.as_ref().is_some_and(|e| e.link.has(ip))
+            || namespaces.into_iter().flatten().any(|ns| ns.inode().ok() == Some(netns))
+    }
+}
