@@ -167,6 +167,40 @@ fn a_killed_recording_is_cut() {
     assert!(stderr.contains("warning: recording ends ") && stderr.contains("the end of the observation is missing"));
 }
 
+/// Whichever way it ends, kill -9 included, none of its programs is left in the kernel.
+#[test]
+fn nothing_stays_attached() {
+    if !works() {
+        return;
+    }
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM, rustix::process::Signal::KILL] {
+        let running = Running::start(&["watch"], Stdio::null());
+        let programs = programs_of(running.child.id());
+        assert!(programs.len() >= 10, "only {programs:?} are loaded");
+        running.signal(signal);
+        running.end();
+        // The kernel frees programs a little after the last descriptor is closed.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        let left = || {
+            // One that goes while it is looked at is an error.
+            let loaded = aya::programs::loaded_programs().filter_map(Result::ok).map(|p| p.id());
+            loaded.filter(|id| programs.contains(id)).collect::<Vec<_>>()
+        };
+        while !left().is_empty() {
+            assert!(std::time::Instant::now() < deadline, "after {signal:?} {:?} are still loaded", left());
+            std::thread::yield_now();
+        }
+    }
+}
+
+/// Ids of the BPF programs that a process holds.
+fn programs_of(pid: u32) -> Vec<u32> {
+    let entries = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let texts = entries.filter_map(|e| std::fs::read_to_string(e.unwrap().path()).ok());
+    let id = |text: String| text.lines().find_map(|l| l.strip_prefix("prog_id:")?.trim().parse().ok());
+    texts.filter_map(id).collect()
+}
+
 #[test]
 fn a_full_disk_is_one_line() {
     if !works() {
