@@ -33,7 +33,8 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
         EventKind::TcpState(s) if s.oldstate == tcp::ESTABLISHED && s.side == Side::Server => {
             closed(event, s, table, hz)
         }
-        EventKind::ResetSent(r) if !r.active => reset(event, r, table, history),
+        EventKind::ResetSent(r) if r.active => unfinished(event, r, table, history),
+        EventKind::ResetSent(r) => reset(event, r, table, history),
         _ => None,
     }?;
     if lost.mechanism != Mechanism::Refused {
@@ -83,7 +84,7 @@ fn reset(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Opti
         return None;
     }
     if let Some(digest) = &r.digest {
-        return late_data(event, r, digest, history);
+        return late_data(event, r, digest, &listening, table, history);
     }
     if r.in_len >= shortest(r) && r.socket == ResetSocket::TimeWait {
         // The digest was thrown out of the kernel's table: the close was seen, its circumstances are gone.
@@ -125,7 +126,14 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
     })
 }
 
-fn late_data(event: &Event, r: &ResetSent, digest: &Digest, history: &History) -> Option<Lost> {
+fn late_data(
+    event: &Event,
+    r: &ResetSent,
+    digest: &Digest,
+    listening: &ListenState,
+    table: &Table,
+    history: &History,
+) -> Option<Lost> {
     // A lingering close expects the rest of what it answered early; that is no new request.
     if digest.half_closed || r.in_len < shortest(r) {
         return None;
@@ -145,7 +153,37 @@ fn late_data(event: &Event, r: &ResetSent, digest: &Digest, history: &History) -
     if digest.bytes_received > 0 && digest.bytes_sent == 0 {
         return None;
     }
+    let closer = ProcKey { tgid: digest.tgid, start_ticks: digest.start_ns / TICK_NS };
+    let untouched = digest.bytes_received == 0 && digest.bytes_sent == 0;
+    // A connection that nobody had taken yet, ended by the kernel in whoever's task ran: its listener threw it out.
+    if untouched
+        && !serves(table, &closer)
+        && let Some(closed) = listener_closed(listening, history, event.at)
+    {
+        return Some(half_open(event, r, closed));
+    }
     late(event, r, Some(digest), Some(digest.at))
+}
+
+/// nginx or php-fpm, as far as is known.
+fn serves(table: &Table, key: &ProcKey) -> bool {
+    use Role::{NginxMaster, NginxWorker, PhpFpmChild, PhpFpmMaster};
+    matches!(table.role(key).role, NginxMaster | NginxWorker | PhpFpmMaster | PhpFpmChild)
+}
+
+/// The kernel resets a connection whose handshake is completed after its listener has gone
+/// (inet_csk_reqsk_queue_add() finds it closed): no state of it was ever ESTABLISHED.
+fn unfinished(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Option<Lost> {
+    if r.accepted || r.bytes_received != 0 || r.bytes_sent != 0 || !r.port_known {
+        return None;
+    }
+    // Dropped from the accept queue: its own state change told that already.
+    if history.accounted_at(&r.tuple).is_some_and(|(at, _)| event.at.saturating_sub(at) < HANDSHAKE_NS) {
+        return None;
+    }
+    let listening = table.listeners().state_at(r.tuple.netns, r.tuple.local_ip, r.tuple.local_port, event.at);
+    let closed = listener_closed(&listening, history, event.at)?;
+    (event.at.saturating_sub(closed.at) <= HANDSHAKE_NS).then(|| half_open(event, r, closed))
 }
 
 fn late(event: &Event, r: &ResetSent, digest: Option<&Digest>, closed_at: Option<BootNs>) -> Option<Lost> {
@@ -181,7 +219,12 @@ fn handshake(event: &Event, r: &ResetSent, listening: &ListenState, history: &Hi
     {
         return None;
     }
-    Some(Lost {
+    Some(half_open(event, r, closed))
+}
+
+/// A connection that its client believed open when the listener took it along.
+fn half_open(event: &Event, r: &ResetSent, closed: ListenerClosed) -> Lost {
+    Lost {
         event: event.id,
         at: event.at,
         tuple: r.tuple,
@@ -192,7 +235,7 @@ fn handshake(event: &Event, r: &ResetSent, listening: &ListenState, history: &Hi
         bytes_sent: 0,
         age_ms: None,
         evidence: Evidence::Handshake { reset: Box::new(r.clone()), closed },
-    })
+    }
 }
 
 fn php_fpm(table: &Table, key: &ProcKey) -> bool {

@@ -155,6 +155,8 @@ pub struct History {
     /// With the namespace of the requesting end.
     gave_up: Recent<Ends, (EventId, Task, u32)>,
     losses: VecDeque<LossWindow>,
+    /// Pids that the OOM killer chose lately: older kernels tell no more than the pid.
+    oom: VecDeque<(BootNs, u32)>,
     /// The pod whose processes were last seen in a network namespace, and since when.
     netns_pods: BTreeMap<u32, (BootNs, String)>,
     evicted: u64,
@@ -220,6 +222,18 @@ impl History {
     /// The last loss that was found on this connection, and when.
     pub fn accounted_at(&self, tuple: &Tuple) -> Option<(BootNs, EventId)> {
         self.accounted.get(tuple).copied()
+    }
+
+    pub fn oom_victim(&mut self, at: BootNs, pid: u32) {
+        if self.oom.len() >= MAX_SIGNALS {
+            self.oom.pop_front();
+        }
+        self.oom.push_back((at, pid));
+    }
+
+    /// The OOM killer chose this process around `at`: its kill and its mark come within microseconds.
+    pub fn was_oom_victim(&self, key: &ProcKey, at: BootNs) -> bool {
+        self.oom.iter().any(|(t, pid)| *pid == key.tgid && at.abs_diff(*t) < 1_000_000_000)
     }
 
     /// A process of this pod was seen in this network namespace.

@@ -23,6 +23,15 @@ pub struct Lost {
     pub age_ms: Option<u64>,
 }
 
+impl Lost {
+    /// Data that came too late for a connection on which nothing had ever passed: its first request, not a race on a kept
+    /// connection.
+    pub fn first_request(&self) -> bool {
+        let Evidence::LateData { reset, .. } = &self.evidence else { return false };
+        reset.digest.as_ref().is_some_and(|d| d.bytes_received == 0 && d.bytes_sent == 0)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
     pub key: ProcKey,

@@ -112,6 +112,7 @@ impl Engine {
             EventKind::SignalGenerated(s) => self.history.signal(event.id, at, s),
             EventKind::Exited { task, code } => self.history.exit(event.id, at, task, *code),
             EventKind::ResetSent(r) => self.history.reset_sent(event.id, at, r),
+            EventKind::OomVictim { task } => self.history.oom_victim(at, task.pid),
             EventKind::TcpState(s) => {
                 self.hz = self.hz.or_else(|| answer::hz(at, s.jiffies));
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {

@@ -93,6 +93,102 @@ pub fn keepalive_timeouts() -> Vec<Advice> {
     )]
 }
 
+/// `seconds`: the timeout that ran out; `age_ms`: how long the request had run by then.
+pub fn worker_shutdown_timeout(seconds: u64, age_ms: Option<u64>) -> Vec<Advice> {
+    let longer = age_ms.map_or(seconds * 2, |ms| ms.div_ceil(1000) * 2).max(seconds + 1);
+    vec![
+        Advice {
+            value: Some(longer),
+            unit: Some("s".into()),
+            ..advice(
+                "worker-shutdown-timeout",
+                "nginx-conf",
+                "main context of nginx.conf",
+                &format!("worker_shutdown_timeout {longer}s;  (or remove it)"),
+                &["grace-period"],
+                "it must be longer than the longest request: what is open when it runs out is closed",
+            )
+        },
+        grace(),
+    ]
+}
+
+pub fn graceful_fpm(age_ms: Option<u64>) -> Vec<Advice> {
+    let mut set = vec![advice(
+        "fpm-stopsignal-sigquit",
+        "dockerfile",
+        "Dockerfile of the php-fpm image",
+        "STOPSIGNAL SIGQUIT",
+        &["fpm-process-control-timeout"],
+        "php-fpm takes SIGTERM as \"end every child now\"; on SIGQUIT it lets them finish, if process_control_timeout allows",
+    )];
+    set.extend(fpm_control_timeout(age_ms));
+    set
+}
+
+pub fn stop_before_kill() -> Vec<Advice> {
+    vec![advice(
+        "stop-before-kill",
+        "pod-spec",
+        "whoever stops the pod",
+        "stop it with a grace period (kubectl delete without --force --grace-period=0, docker stop instead of docker kill)",
+        &[],
+        "SIGKILL cannot be handled: every open request is lost",
+    )]
+}
+
+/// `seconds`: how long the grace period had been.
+pub fn longer_grace(seconds: u64) -> Vec<Advice> {
+    vec![Advice {
+        value: Some(seconds * 2),
+        unit: Some("s".into()),
+        change: format!("more than the {seconds} s that it had: preStop seconds + the longest request + a margin"),
+        ..grace()
+    }]
+}
+
+pub fn exec_in_entrypoint() -> Vec<Advice> {
+    vec![
+        advice(
+            "exec-in-entrypoint",
+            "dockerfile",
+            "ENTRYPOINT or CMD script of the image",
+            "start the server with `exec` (exec nginx -g 'daemon off;'), or put an init such as tini before it",
+            &["stopsignal-sigquit"],
+            "PID 1 gets no default signal handlers: a shell as PID 1 ignores the stop signal and passes nothing on",
+        ),
+        advice(
+            "stopsignal-sigquit",
+            "dockerfile",
+            "Dockerfile of the image",
+            "STOPSIGNAL SIGQUIT",
+            &[],
+            "once the signal arrives, nginx must take it as a graceful one",
+        ),
+    ]
+}
+
+pub fn supervisor_order() -> Vec<Advice> {
+    vec![
+        advice(
+            "supervisor-priority",
+            "supervisor-conf",
+            "supervisord.conf",
+            "[program:php-fpm] priority=10 and [program:nginx] priority=20; stopsignal=QUIT for both",
+            &["supervisor-stopwaitsecs"],
+            "supervisord stops the highest priority first: nginx must be gone before php-fpm",
+        ),
+        advice(
+            "supervisor-stopwaitsecs",
+            "supervisor-conf",
+            "supervisord.conf",
+            "stopwaitsecs longer than the longest request, for both programs",
+            &[],
+            "after it supervisord kills",
+        ),
+    ]
+}
+
 /// `age_ms`: how long the killed request had run.
 pub fn fpm_control_timeout(age_ms: Option<u64>) -> Vec<Advice> {
     let seconds = age_ms.map_or(10, |ms| (ms.div_ceil(1000) * 2).max(10));

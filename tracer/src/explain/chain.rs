@@ -163,7 +163,11 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         }
         Evidence::Handshake { reset, .. } => format!(
             "{} was answered with a reset{}",
-            if reset.in_len > 0 { format!("its {} bytes of data", reset.in_len) } else { "its last ACK".into() },
+            match reset.in_len {
+                _ if reset.active => "the completed handshake".into(),
+                0 => "its last ACK".into(),
+                n => format!("its {n} bytes of data"),
+            },
             reason_text(reset, view)
         ),
     };

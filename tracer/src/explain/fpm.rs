@@ -79,6 +79,49 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
     })
 }
 
+/// TERM to the master: it sends TERM to every child at once, whatever process_control_timeout says, and KILL soon after.
+pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
+    if server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
+        return None;
+    }
+    let (child, master) = (server.process?, server.master?);
+    let from_master = |s: &&Signal| s.at <= lost.at && s.what.sender.key() == master && s.effective();
+    let to_child = view.history.signals_to(&child);
+    // With a QUIT before it, it is the end of a graceful stop.
+    if to_child.iter().filter(from_master).any(|s| s.what.signal == sig::QUIT) {
+        return None;
+    }
+    let term = to_child.iter().filter(from_master).find(|s| s.what.signal == sig::TERM)?;
+    let to_master = view.history.signals_to(&master).iter().rev().find(|s| {
+        let asked = matches!(s.what.signal, sig::TERM | sig::INT) && s.effective() && !s.by_kernel();
+        asked && s.at <= term.at && term.at - s.at <= AT_ONCE_NS && !s.to_itself()
+    })?;
+    let mut chain = Chain::new(lost.at);
+    let mut confidence = Confidence::of(0.99);
+    chain.loss(lost, server, view);
+    match server.exit(view).filter(|e| e.at <= lost.at) {
+        Some(exit) if !matches!(exit.code & 0x7f, sig::TERM | sig::KILL) => return None,
+        Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
+        None => confidence.cap(0.8, "the exit of the child was not seen"),
+    }
+    chain.signal(term, "killed-by-this-signal", view);
+    chain.signal(to_master, "master-ends-its-children", view);
+    Some(Finding {
+        cause: Cause::FpmFastShutdown,
+        sub_cause: None,
+        trigger: chain::trigger(to_master, view),
+        summary: format!(
+            "php-fpm was stopped with {}, its fast shutdown: the child was ended in the middle of this request",
+            sig::name(to_master.what.signal)
+        ),
+        chain,
+        confidence,
+        advice: advice::graceful_fpm(lost.age_ms),
+        missing: Vec::new(),
+    })
+}
+
 /// Requests that waited in php-fpm's accept queue when it stopped.
 pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     if server.kind != Kind::PhpFpm {

@@ -36,6 +36,10 @@ fn closed_at(lost: &Lost, server: &Server) -> Option<BootNs> {
 pub fn on_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let closed_at = closed_at(lost, server)?;
     let signal = server.asked_to_stop(view, closed_at)?;
+    // Cut by the fast shutdown before its first request: nothing was kept, nothing raced.
+    if lost.first_request() && server.exiting && signal.what.signal != sig::QUIT {
+        return None;
+    }
     let since = closed_at.saturating_sub(signal.at);
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);

@@ -10,10 +10,12 @@ pub mod confidence;
 mod fpm;
 mod incident;
 mod keepalive;
+mod killed;
 mod nginx;
 mod precedence;
 mod requester;
 pub mod server;
+mod supervisor;
 
 use crate::correlate::history::History;
 use crate::correlate::lost::Lost;
@@ -67,13 +69,17 @@ type Rule = fn(&Lost, &Server, &View) -> Option<Finding>;
 /// Every rule. Their order means nothing: see `precedence`.
 const RULES: &[Rule] = &[
     nginx::fast_shutdown,
+    nginx::worker_shutdown_timeout,
     nginx::endpoint_race,
     nginx::accept_queue,
     keepalive::on_shutdown,
     keepalive::idle,
     fpm::control_timeout_zero,
+    fpm::fast_shutdown,
     fpm::accept_queue,
     fpm::not_listening,
+    killed::killed,
+    supervisor::stop_order,
     requester::gave_up,
     requester::reset,
     requester::deliberate,

@@ -12,19 +12,25 @@ use crate::correlate::answer::Closer;
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
 use crate::model::event::BootNs;
-use crate::model::incident::{Cause, Mechanism};
+use crate::model::incident::{Cause, Trigger};
 
 /// A listener's children are thrown out in the same close() that ended the listener (inet_csk_listen_stop()).
 const QUEUE_NS: u64 = 100_000_000;
 /// The longest drain that is taken for one stop: an hour, longer than any sane grace period.
 const QUIT_NS: u64 = 3_600_000_000_000;
+/// After the timeout a worker closes all and exits in the same turn of its event loop.
+const TIMEOUT_EXIT_NS: u64 = 500_000_000;
+/// The shortest worker_shutdown_timeout is one second; timers may fire a little early.
+const TIMEOUT_MIN_NS: u64 = 900_000_000;
+/// A request can still be taken in the turn in which the signal arrives; one jiffy of the age is unknown.
+const ARRIVAL_SLACK_NS: u64 = 200_000_000;
 /// Endpoints are gone everywhere after this time; who still comes is not racing with their removal.
 const RACE_NS: u64 = 60_000_000_000;
 
 /// TERM/INT to the master, a worker (or the master) exits, the connection is closed by that exit.
 pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
-    if server.kind != Kind::Nginx || !server.exiting || lost.mechanism != Mechanism::ClosedInFlight {
+    let cut = matches!(&lost.evidence, Evidence::Close { closer: Closer::Local, .. });
+    if server.kind != Kind::Nginx || !server.exiting || !cut && !lost.first_request() {
         return None;
     }
     let signal = fast_stop(server, view, lost.at)?;
@@ -63,6 +69,43 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         chain,
         confidence,
         advice: advice::graceful_nginx(),
+        missing: Vec::new(),
+    })
+}
+
+/// worker_shutdown_timeout: N seconds after a quit or a reload, an old worker closes what is still open, and ends.
+pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
+    if server.kind != Kind::Nginx || server.exiting || server.is_master {
+        return None;
+    }
+    // It ends right after it has closed everything.
+    let exit = server.exit(view).filter(|e| e.at >= lost.at && e.at - lost.at < TIMEOUT_EXIT_NS && e.code == 0)?;
+    let signal = server.told_to_drain(view, lost.at)?;
+    let since = lost.at - signal.at;
+    // A worker that was told to end takes no new requests, so this one had come before, and waited since.
+    let waited = lost.age_ms? * 1_000_000;
+    if since < TIMEOUT_MIN_NS || waited + ARRIVAL_SLACK_NS < since {
+        return None;
+    }
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    chain.exit(exit, "ends-after-closing-everything", view);
+    chain.signal(signal, "worker-drains-since", view);
+    let reload = !sig::stops(signal.what.signal);
+    let seconds = (since as f64 / 1e9).round() as u64;
+    Some(Finding {
+        cause: Cause::WorkerShutdownTimeout,
+        sub_cause: reload.then_some("reload"),
+        trigger: if reload { Trigger::ConfigReload } else { chain::trigger(signal, view) },
+        summary: format!(
+            "{:.1} s after {} the old worker's worker_shutdown_timeout ran out and it closed this request",
+            since as f64 / 1e9,
+            sig::name(signal.what.signal)
+        ),
+        chain,
+        confidence: Confidence::of(0.97),
+        advice: advice::worker_shutdown_timeout(seconds, lost.age_ms),
         missing: Vec::new(),
     })
 }
@@ -171,6 +214,7 @@ pub(super) fn after_listener(
     let mut confidence = Confidence::of(0.98);
     if let Evidence::Handshake { reset, .. } = &lost.evidence
         && reset.in_len == 0
+        && !reset.active
     {
         confidence.cap(0.65, "a bare ACK may also be a late duplicate of a finished connection");
     }

@@ -6,9 +6,15 @@ use crate::model::incident::Cause;
 /// From the strongest to the weakest claim on a loss. A cause that names an act of the server comes before one that only
 /// excuses it.
 const ORDER: &[Cause] = &[
+    Cause::SupervisorStopOrder,
+    Cause::Pid1IgnoresStopSignal,
+    Cause::GracePeriodExceeded,
+    Cause::ContainerKilled,
     Cause::QuitThenTerm,
     Cause::NginxFastShutdown,
+    Cause::WorkerShutdownTimeout,
     Cause::FpmControlTimeoutZero,
+    Cause::FpmFastShutdown,
     Cause::NginxAcceptQueueDropped,
     Cause::FpmAcceptQueueDropped,
     Cause::EndpointRace,

@@ -132,6 +132,15 @@ impl Server {
         })
     }
 
+    /// The last signal that makes this worker finish what it has and end: QUIT, or one that replaces workers.
+    pub fn told_to_drain<'v>(&self, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+        let born = self.process.map_or(0, |p| p.start_ticks * TICK_NS);
+        let drains = |s: &Signal| {
+            s.what.signal == sig::QUIT || matches!(s.what.signal, sig::HUP | sig::USR2 | sig::WINCH) && s.at >= born
+        };
+        self.signals(view, until).into_iter().rev().find(|s| drains(s))
+    }
+
     /// Exit of the process that closed.
     pub fn exit<'v>(&self, view: &'v View) -> Option<&'v ExitFact> {
         view.history.exit_of(&self.process?)

@@ -41,7 +41,10 @@ ids! {
 ids! {
     /// What somebody can change. docs/causes.md has a section for each.
     Cause {
-        NginxFastShutdown = "nginx-fast-shutdown", QuitThenTerm = "quit-then-term", EndpointRace = "endpoint-race",
+        NginxFastShutdown = "nginx-fast-shutdown", QuitThenTerm = "quit-then-term",
+        GracePeriodExceeded = "grace-period-exceeded", ContainerKilled = "container-killed",
+        Pid1IgnoresStopSignal = "pid1-ignores-stop-signal", WorkerShutdownTimeout = "worker-shutdown-timeout",
+        FpmFastShutdown = "fpm-fast-shutdown", SupervisorStopOrder = "supervisor-stop-order", EndpointRace = "endpoint-race",
         NginxAcceptQueueDropped = "nginx-accept-queue-dropped", KeepaliveRace = "keepalive-race",
         KeepaliveRaceOnShutdown = "keepalive-race-on-shutdown", FpmControlTimeoutZero = "fpm-control-timeout-zero",
         FpmAcceptQueueDropped = "fpm-accept-queue-dropped", FpmNotListening = "fpm-not-listening",
@@ -205,7 +208,7 @@ pub struct ProcessRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advice {
     pub id: String,
-    /// `dockerfile`, `pod-spec`, `nginx-conf`, `php-fpm-conf`, `edge`, `why502`.
+    /// `dockerfile`, `pod-spec`, `nginx-conf`, `php-fpm-conf`, `supervisor-conf`, `edge`, `why502`.
     pub kind: String,
     pub target: String,
     pub change: String,

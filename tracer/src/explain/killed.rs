@@ -1,0 +1,140 @@
+//! The server was killed: by a runtime at the end of the grace period, or without ever having been asked.
+//!
+//! When PID 1 of a container dies, the kernel kills the rest (zap_pid_ns_processes(): SIGKILL with SI_KERNEL while PID 1 is
+//! current), so the story of a killed worker is that of its PID 1.
+
+use super::chain::{self, Chain, Sender};
+use super::confidence::Confidence;
+use super::server::{Kind, Server};
+use super::{Finding, View, advice};
+use crate::correlate::answer::Closer;
+use crate::correlate::history::{ExitFact, Signal, sig};
+use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::model::event::{BootNs, ProcKey};
+use crate::model::incident::{Cause, Trigger};
+
+/// How a process came to be killed from outside its container.
+struct Story<'v> {
+    exit: &'v ExitFact,
+    /// The kernel's kill when PID 1 had died; absent when the process itself was the target.
+    zap: Option<&'v Signal>,
+    /// The SIGKILL from outside.
+    kill: &'v Signal,
+    /// The stop signal before it, ignored or not.
+    stop: Option<&'v Signal>,
+}
+
+/// A loss by a process that was killed: the connection in flight, the queue and the listener that went with it.
+pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    if !matches!(server.kind, Kind::Nginx | Kind::PhpFpm) {
+        return None;
+    }
+    let (victim, closed) = victim(lost, server, view)?;
+    let story = story(&victim, lost.at, server, view)?;
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    if let Some(closed) = &closed {
+        chain.listener_closed(closed, lost.tuple.local_port, view);
+    }
+    chain.exit(story.exit, "sockets-are-closed-by-exit", view);
+    if let Some(zap) = story.zap {
+        chain.signal(zap, "the-rest-dies-with-pid-1", view);
+    }
+    chain.signal(story.kill, "killed-from-outside", view);
+    let mut confidence = Confidence::of(0.98);
+    let name = server.name();
+    let (cause, summary, advice) = match story.stop {
+        None => {
+            confidence.cap(0.9, "that no stop signal preceded it is known only from not having seen one");
+            let summary = format!("{name}'s container was killed (SIGKILL) without having been asked to stop");
+            (Cause::ContainerKilled, summary, advice::stop_before_kill())
+        }
+        Some(stop) => {
+            chain.signal(stop, if stop.effective() { "asked-to-stop-before" } else { "ignored-by-pid-1" }, view);
+            let ms = story.kill.at.saturating_sub(stop.at) / 1_000_000;
+            let seconds = ms as f64 / 1000.0;
+            let asked = sig::name(stop.what.signal);
+            if stop.effective() {
+                let summary = format!(
+                    "{name} was still busy {seconds:.1} s after {asked}, when its grace period ended in SIGKILL"
+                );
+                (Cause::GracePeriodExceeded, summary, advice::longer_grace(ms.div_ceil(1000)))
+            } else {
+                let summary = format!(
+                    "PID 1 of {name}'s container ignored {asked}, so {name} never heard of it and was killed {seconds:.1} s later"
+                );
+                (Cause::Pid1IgnoresStopSignal, summary, advice::exec_in_entrypoint())
+            }
+        }
+    };
+    Some(Finding {
+        cause,
+        sub_cause: None,
+        trigger: match story.stop.unwrap_or(story.kill) {
+            s if s.by_kernel() => Trigger::Unknown,
+            s => chain::trigger(s, view),
+        },
+        chain,
+        confidence,
+        summary,
+        advice,
+        missing: Vec::new(),
+    })
+}
+
+/// Whose exit made the loss, and the listener's close where that is the link between them.
+fn victim(lost: &Lost, server: &Server, view: &View) -> Option<(ProcKey, Option<ListenerClosed>)> {
+    match &lost.evidence {
+        Evidence::Close { closer: Closer::Local, .. } if server.exiting => Some((server.process?, None)),
+        Evidence::Close { closer: Closer::AcceptQueue, .. } | Evidence::Handshake { .. } => {
+            let closed = super::nginx::queue_closed(lost, view)?;
+            Some((closed.task.key(), Some(closed)))
+        }
+        Evidence::Refused { closed: Some(closed), .. } if closed.task.exiting() => {
+            Some((closed.task.key(), Some(closed.clone())))
+        }
+        Evidence::LateData { .. } if server.exiting => Some((server.process?, None)),
+        _ => None,
+    }
+}
+
+fn story<'v>(victim: &ProcKey, until: BootNs, server: &Server, view: &'v View) -> Option<Story<'v>> {
+    let exit = view.history.exit_of(victim).filter(|e| e.at <= until && e.code & 0x7f == sig::KILL)?;
+    let direct = last_kill(victim, exit.at, view)?;
+    let (zap, target) = if direct.by_kernel() {
+        // Only the death of PID 1 of the same namespace kills like that; the OOM killer's victim has its own record.
+        let first = &direct.what.sender;
+        let pid1 = first.ns_pid == 1 && first.exiting() && first.pidns == direct.what.target.pidns;
+        if !pid1 || first.key() == *victim {
+            return None;
+        }
+        (Some(direct), first.key())
+    } else {
+        (None, *victim)
+    };
+    let kill = match zap {
+        Some(zap) => last_kill(&target, zap.at, view)?,
+        None => direct,
+    };
+    // nginx's master kills stuck workers, a supervisor its programs: their own stories.
+    let outside = matches!(chain::sender_kind(kill, view), Sender::Host | Sender::Runtime | Sender::OtherContainer);
+    if !outside || kill.by_kernel() || view.history.was_oom_victim(&target, kill.at) {
+        return None;
+    }
+    Some(Story { exit, zap, kill, stop: stop_before(&target, server, kill, view) })
+}
+
+/// The last SIGKILL to a process up to a time.
+fn last_kill<'v>(key: &ProcKey, until: BootNs, view: &'v View) -> Option<&'v Signal> {
+    view.history.signals_to(key).iter().rev().find(|s| s.at <= until && s.what.signal == sig::KILL)
+}
+
+/// The first request to stop, to the killed PID 1 or to the server's master; an effective one counts before an ignored one.
+fn stop_before<'v>(target: &ProcKey, server: &Server, kill: &Signal, view: &'v View) -> Option<&'v Signal> {
+    let to_target = view.history.signals_to(target);
+    let to_master = server.master.filter(|m| m != target).map_or(&[][..], |m| view.history.signals_to(&m));
+    let asks = |s: &&Signal| s.at <= kill.at && sig::asks_to_stop(s.what.signal) && !s.by_kernel() && !s.to_itself();
+    let mut all: Vec<_> = to_target.iter().chain(to_master).filter(asks).collect();
+    all.sort_by_key(|s| (!s.effective(), s.at, s.event));
+    all.first().copied()
+}
