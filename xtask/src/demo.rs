@@ -15,19 +15,24 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    on_a_pod("demo", "why502-demo", &args.rest)
+}
+
+/// Sets up, builds, and runs a program of the tests package that makes its own pod.
+pub(crate) fn on_a_pod(what: &str, program: &str, rest: &[String]) -> Result<()> {
     // Said before anything is downloaded or built.
     if !sh::is_root() {
         bail!(
-            "the demo loads eBPF programs and makes network namespaces and cgroups, so it has to run as root:\n    \
-             sudo -E env \"PATH=$PATH\" cargo xtask demo"
+            "the {what} loads eBPF programs and makes network namespaces and cgroups, so it has to run as root:\n    \
+             sudo -E env \"PATH=$PATH\" cargo xtask {what}"
         );
     }
     if let Err(e) = setup::ensure(For::Demo) {
-        let hint = if apt::present() { "" } else { " (the demo is made for Debian and Ubuntu)" };
-        return Err(e.context(format!("the machine is not ready for the demo{hint}")));
+        let hint = if apt::present() { "" } else { " (this is made for Debian and Ubuntu)" };
+        return Err(e.context(format!("the machine is not ready for the {what}{hint}")));
     }
     let package = vec!["why502-tests".into()];
     let why502 = build::run(&build::Args { package, ..Default::default() })?;
-    let mut demo = Command::new(why502.with_file_name("why502-demo"));
-    sh::run(demo.arg("--why502").arg(&why502).args(&args.rest))
+    let mut command = Command::new(why502.with_file_name(program));
+    sh::run(command.arg("--why502").arg(&why502).args(rest))
 }

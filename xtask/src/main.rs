@@ -1,6 +1,7 @@
 //! `cargo xtask`: everything that a developer or a CI machine does with this project. One file per subcommand.
 
 mod apt;
+mod bench;
 mod build;
 mod demo;
 mod gates;
@@ -44,6 +45,8 @@ enum Task {
     Test(test::Args),
     /// Run why502, attached and under fire, on the kernels of real nodes in QEMU
     Vm(vm::Args),
+    /// Set up, build, and measure what watching costs: ns per probe, throughput in pairs (root)
+    Bench(bench::Args),
     /// Check the probes' sources: the rules against kernel panics, and clippy for the BPF target
     Lint(lint::Args),
 }
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Task::Demo(args) => demo::run(&args),
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
+        Task::Bench(args) => bench::run(&args),
         Task::Lint(args) => lint::run(&args),
     };
     match done {
