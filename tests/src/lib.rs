@@ -25,6 +25,7 @@ pub mod nginx;
 pub mod php;
 pub mod pod;
 pub mod site;
+pub mod supervised;
 pub mod tracer;
 pub mod truth;
 pub mod tun;

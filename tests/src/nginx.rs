@@ -6,6 +6,7 @@ use crate::net::listens;
 use crate::pod::{Container, Pod};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -50,6 +51,8 @@ pub struct NginxConf {
     pub http_extra: String,
     pub server_extra: String,
     pub main_extra: String,
+    /// PID 1 is a shell that waits for nginx, as in an entrypoint without `exec`: it has no handler, so TERM is ignored.
+    pub under_shell: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +78,7 @@ impl Default for NginxConf {
             http_extra: String::new(),
             server_extra: String::new(),
             main_extra: String::new(),
+            under_shell: false,
         }
     }
 }
@@ -85,6 +89,30 @@ pub struct Nginx {
     pub container: Container,
     pub access_log: PathBuf,
     pub error_log: PathBuf,
+    pub(crate) under_shell: bool,
+}
+
+/// What an nginx is started with.
+pub(crate) struct Files {
+    pub argv: Vec<OsString>,
+    pub access_log: PathBuf,
+    pub error_log: PathBuf,
+}
+
+impl Files {
+    fn new(dir: &Dir, name: &str, render: impl FnOnce(&Path) -> String) -> Result<Self> {
+        let base = dir.open_subdir(&format!("nginx-{name}"))?;
+        let config = base.join("nginx.conf");
+        std::fs::write(&config, render(&base))?;
+        let (access_log, error_log) = (base.join("access.log"), base.join("error.log"));
+        let argv = vec![binary()?.into_os_string(), "-c".into(), config.into(), "-p".into(), base.into()];
+        Ok(Self { argv, access_log, error_log })
+    }
+
+    pub(crate) fn of_pod(dir: &Dir, www: &Path, conf: &NginxConf) -> Result<Self> {
+        let certificate = conf.tls.map(|_| certificate(dir)).transpose()?;
+        Self::new(dir, "pod", |base| render(conf, base, www, certificate.as_deref()))
+    }
 }
 
 /// A line of the access log: the server's ledger.
@@ -110,35 +138,27 @@ pub struct Access {
 impl Nginx {
     /// Starts the pod's nginx and waits until all of its workers are there.
     pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &NginxConf) -> Result<Self> {
-        let certificate = conf.tls.map(|_| certificate(dir)).transpose()?;
-        Self::run(pod, dir, "pod", conf.workers, |base| render(conf, base, www, certificate.as_deref()), &conf.ports())
+        let files = Files::of_pod(dir, www, conf)?;
+        Self::run(pod, files, "pod", conf, &conf.ports())
     }
 
     /// Starts an edge that proxies everything to `pod_addr` over at most `keepalive` idle connections.
     pub fn start_edge(pod: &Pod, dir: &Dir, pod_addr: SocketAddr, keepalive: u32) -> Result<Self> {
-        Self::run(pod, dir, "edge", 1, |base| render_edge(base, pod_addr, keepalive), &[80])
+        let files = Files::new(dir, "edge", |base| render_edge(base, pod_addr, keepalive))?;
+        Self::run(pod, files, "edge", &NginxConf::default(), &[80])
     }
 
-    fn run(
-        pod: &Pod,
-        dir: &Dir,
-        name: &str,
-        workers: u32,
-        render: impl FnOnce(&Path) -> String,
-        ports: &[u16],
-    ) -> Result<Self> {
-        let base = dir.open_subdir(&format!("nginx-{name}"))?;
-        let config = base.join("nginx.conf");
-        std::fs::write(&config, render(&base))?;
-        let (access_log, error_log) = (base.join("access.log"), base.join("error.log"));
-        let argv = [binary()?.into_os_string(), "-c".into(), config.into(), "-p".into(), base.clone().into()];
-        let mut spec = Spec::new(argv);
-        spec.log = Some(error_log.clone());
+    fn run(pod: &Pod, files: Files, name: &str, conf: &NginxConf, ports: &[u16]) -> Result<Self> {
+        let shell = ["/bin/sh", "-c", "\"$@\" & wait", "entrypoint"].map(OsString::from);
+        let before = if conf.under_shell { &shell[..] } else { &[] };
+        let mut spec = Spec::new(before.iter().cloned().chain(files.argv));
+        spec.log = Some(files.error_log.clone());
         let container = pod.start(spec)?;
-        let mut nginx = Self { container, access_log, error_log };
+        let (access_log, error_log) = (files.access_log, files.error_log);
+        let mut nginx = Self { container, access_log, error_log, under_shell: conf.under_shell };
         let pid = nginx.container.pid();
         let started = guard::wait(&format!("nginx ({name})"), Duration::from_secs(20), || {
-            let up = ports.iter().all(|p| listens(pid, *p)) && nginx.workers().len() == workers as usize;
+            let up = ports.iter().all(|p| listens(pid, *p)) && nginx.workers().len() == conf.workers as usize;
             up || !nginx.container.running()
         });
         if started.is_err() || !nginx.container.running() {
@@ -150,7 +170,8 @@ impl Nginx {
 
     /// Host pids of the workers that have taken their unprivileged user: before that one is still starting.
     pub fn workers(&self) -> Vec<i32> {
-        self.container.children()
+        let master = if self.under_shell { self.container.children().pop() } else { Some(self.container.pid()) };
+        master.map(|m| self.container.children_of(m)).unwrap_or_default()
     }
 
     /// What it has logged until now.

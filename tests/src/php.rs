@@ -6,6 +6,7 @@ use crate::net::listens;
 use crate::pod::{Container, Pod};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -63,7 +64,17 @@ pub struct Fpm {
     pub log: PathBuf,
     /// What nginx's `fastcgi_pass` takes.
     pub address: String,
-    ledger: PathBuf,
+    pub(crate) ledger: PathBuf,
+}
+
+/// What a php-fpm is started with.
+pub(crate) struct Files {
+    pub argv: Vec<OsString>,
+    pub log: PathBuf,
+    /// As `fastcgi_pass` takes it.
+    pub address: String,
+    pub ledger: PathBuf,
+    listen: String,
 }
 
 /// A line of the scripts' ledger.
@@ -81,9 +92,8 @@ pub struct Served {
     pub port: u16,
 }
 
-impl Fpm {
-    /// Writes the scripts to `www` and starts php-fpm; returns when all of its children are there.
-    pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &FpmConf) -> Result<Self> {
+impl Files {
+    pub(crate) fn new(dir: &Dir, www: &Path, conf: &FpmConf) -> Result<Self> {
         let base = dir.open_subdir("fpm")?;
         let ledger = base.join("ledger.jsonl");
         write_scripts(www, &ledger)?;
@@ -98,7 +108,15 @@ impl Fpm {
         std::fs::write(&config, render(conf, &listen))?;
         let log = base.join("fpm.log");
         // -n: without php.ini, so that the distribution's extensions and limits play no part.
-        let argv = [binary()?.into_os_string(), "-n".into(), "-F".into(), "-y".into(), config.into()];
+        let argv = vec![binary()?.into_os_string(), "-n".into(), "-F".into(), "-y".into(), config.into()];
+        Ok(Self { argv, log, address, ledger, listen })
+    }
+}
+
+impl Fpm {
+    /// Writes the scripts to `www` and starts php-fpm; returns when all of its children are there.
+    pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &FpmConf) -> Result<Self> {
+        let Files { argv, log, address, ledger, listen } = Files::new(dir, www, conf)?;
         let mut spec = Spec::new(argv);
         spec.log = Some(log.clone());
         let container = pod.start(spec)?;
@@ -120,11 +138,16 @@ impl Fpm {
 
     /// What the scripts have written until now.
     pub fn served(&self) -> Result<Vec<Served>> {
-        let text = std::fs::read_to_string(&self.ledger).unwrap_or_default();
-        // A killed child may leave half of a line; only the last one of the file can be without its end.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|l| serde_json::from_str(l).with_context(|| format!("php ledger: {l}"))).collect()
+        read_ledger(&self.ledger)
     }
+}
+
+/// The whole lines of the scripts' ledger.
+pub(crate) fn read_ledger(ledger: &Path) -> Result<Vec<Served>> {
+    let text = std::fs::read_to_string(ledger).unwrap_or_default();
+    // A killed child may leave half of a line; only the last one of the file can be without its end.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|l| serde_json::from_str(l).with_context(|| format!("php ledger: {l}"))).collect()
 }
 
 fn render(conf: &FpmConf, listen: &str) -> String {

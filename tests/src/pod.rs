@@ -45,7 +45,11 @@ impl Container {
 
     /// Host pids of PID 1's children: workers of nginx, children of php-fpm.
     pub fn children(&self) -> Vec<i32> {
-        let parent = self.pid();
+        self.children_of(self.pid())
+    }
+
+    /// Host pids of a process's children in this container.
+    pub fn children_of(&self, parent: i32) -> Vec<i32> {
         self.cgroup.procs().into_iter().filter(|pid| parent_of(*pid) == Some(parent)).collect()
     }
 

@@ -3,13 +3,14 @@
 use crate::guard::Dir;
 use crate::net::{Link, Netns, veth};
 use crate::nginx::{Nginx, NginxConf};
-use crate::php::{Fpm, FpmConf};
+use crate::php::{self, Fpm, FpmConf, Served};
 use crate::pod::Pod;
 use crate::tun::{Trouble, Tun};
-use crate::{cgroup, net};
+use crate::{cgroup, net, supervised};
 use anyhow::Result;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 /// What to build.
 #[derive(Clone, Debug, Default)]
@@ -21,6 +22,9 @@ pub struct SiteConf {
     pub edge: Option<u32>,
     /// The path into the pod goes through a tun forwarder; else through a veth pair.
     pub trouble: Option<Trouble>,
+    /// nginx and php-fpm in one container, under a supervisord with default priorities: `Site::nginx` is that container,
+    /// `Site::fpm` is `None`.
+    pub supervised: bool,
 }
 
 /// A running site. Dropped in this order: servers, networks, files.
@@ -35,6 +39,8 @@ pub struct Site {
     /// Into the pod: `right` are the pod's addresses.
     pub link: Link,
     pub dir: Dir,
+    /// What the php scripts write; see [`Served`].
+    ledger: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -63,9 +69,18 @@ impl Site {
                 (Some(tun), link)
             }
         };
-        let fpm = conf.fpm.as_ref().map(|f| Fpm::start(&pod, &dir, &www, f)).transpose()?;
-        let nginx_conf = NginxConf { fastcgi: fpm.as_ref().map(|f| f.address.clone()), ..conf.nginx.clone() };
-        let nginx = Nginx::start(&pod, &dir, &www, &nginx_conf)?;
+        let (nginx, fpm, ledger) = match &conf.fpm {
+            Some(fpm) if conf.supervised => {
+                let (nginx, ledger) = supervised::start(&pod, &dir, &www, &conf.nginx, fpm)?;
+                (nginx, None, Some(ledger))
+            }
+            fpm => {
+                let fpm = fpm.as_ref().map(|f| Fpm::start(&pod, &dir, &www, f)).transpose()?;
+                let nginx_conf = NginxConf { fastcgi: fpm.as_ref().map(|f| f.address.clone()), ..conf.nginx.clone() };
+                let ledger = fpm.as_ref().map(|f| f.ledger.clone());
+                (Nginx::start(&pod, &dir, &www, &nginx_conf)?, fpm, ledger)
+            }
+        };
         let edge = match (edge_pod, conf.edge) {
             (Some(edge_pod), Some(keepalive)) => {
                 let front = veth(&client, &edge_pod.netns)?;
@@ -75,7 +90,7 @@ impl Site {
             }
             _ => None,
         };
-        Ok(Self { nginx, fpm, edge, tun, pod, client, link, dir })
+        Ok(Self { nginx, fpm, edge, tun, pod, client, link, dir, ledger })
     }
 
     /// Port 80 of the pod, by IPv4 or IPv6. Reached from the client unless there is an edge.
@@ -91,8 +106,12 @@ impl Site {
 
     /// Ids of the requests that a php script has started for: nginx had read these.
     pub fn started_scripts(&self) -> Result<HashSet<String>> {
-        let served = self.fpm.as_ref().map(Fpm::served).transpose()?.unwrap_or_default();
-        Ok(served.into_iter().filter(|s| s.ev == "start").map(|s| s.id).collect())
+        Ok(self.served()?.into_iter().filter(|s| s.ev == "start").map(|s| s.id).collect())
+    }
+
+    /// What the php scripts have written until now.
+    pub fn served(&self) -> Result<Vec<Served>> {
+        self.ledger.as_deref().map_or_else(|| Ok(Vec::new()), php::read_ledger)
     }
 
     /// Whether an address or namespace is one of this site: other tests of this machine have incidents of their own.

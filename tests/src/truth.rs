@@ -1,11 +1,11 @@
 //! Which causes are right for which lost request: truth that does not use why502's own events, but the scenario, what the
 //! client saw, and what php wrote down.
 
-use crate::load::Outcome::{ConnectReset, Refused};
+use crate::load::Outcome::{ConnectReset, HttpError, Refused};
 use crate::load::Request;
 use why502::model::incident::Cause::{
-    self, EndpointRace, FpmAcceptQueueDropped, FpmControlTimeoutZero, FpmNotListening, KeepaliveRace,
-    KeepaliveRaceOnShutdown, NginxAcceptQueueDropped, NginxFastShutdown,
+    self, EndpointRace, FpmAcceptQueueDropped, FpmControlTimeoutZero, FpmFastShutdown, FpmNotListening, KeepaliveRace,
+    KeepaliveRaceOnShutdown, NginxAcceptQueueDropped, NginxFastShutdown, SupervisorStopOrder, WorkerShutdownTimeout,
 };
 
 /// The causes that are right for a request lost by a stop of nginx; `started`: php worked on it, so nginx had read it.
@@ -33,4 +33,46 @@ pub fn fpm_quit_without_timeout(_: &Request, started: bool) -> &'static [Cause] 
 /// nginx closes connections that are idle for too long, and nothing stops it.
 pub fn keepalive_race(r: &Request, started: bool) -> &'static [Cause] {
     if started || r.fresh() { &[] } else { &[KeepaliveRace] }
+}
+
+/// nginx drained after a QUIT, and `cut` ended what php still worked on. `/static` is answered at once, so only a request
+/// for it can have met the close of an idle connection.
+pub fn nginx_drain(cut: &'static [Cause]) -> impl Fn(&Request, bool) -> &'static [Cause] {
+    move |r, started| match (r.outcome, started) {
+        (Refused, _) => &[EndpointRace],
+        (ConnectReset, _) => &[NginxAcceptQueueDropped],
+        (_, true) => cut,
+        (_, false) if r.path.starts_with("/static") && !r.fresh() => &[KeepaliveRaceOnShutdown],
+        (_, false) if r.path.starts_with("/static") => &[NginxAcceptQueueDropped],
+        // Every slow request was with php before the QUIT.
+        (_, false) => &[],
+    }
+}
+
+/// A reload: the listener stays, old workers close idle connections, and in the end what they still have.
+pub fn nginx_reload(r: &Request, started: bool) -> &'static [Cause] {
+    match (r.outcome, started) {
+        (Refused | ConnectReset, _) => &[],
+        (_, true) => &[WorkerShutdownTimeout],
+        (_, false) if !r.fresh() => &[KeepaliveRace],
+        (_, false) => &[],
+    }
+}
+
+/// Whatever was lost has this one cause.
+pub fn always(cause: &'static [Cause]) -> impl Fn(&Request, bool) -> &'static [Cause] {
+    move |_, _| cause
+}
+
+/// TERM to php-fpm, seen through the pod's nginx.
+pub fn fpm_term(_: &Request, started: bool) -> &'static [Cause] {
+    if started { &[FpmFastShutdown] } else { &[FpmFastShutdown, FpmAcceptQueueDropped, FpmNotListening] }
+}
+
+/// supervisord stops php-fpm, then nginx: what the pod's nginx answered with 502 is the order's doing.
+pub fn supervised_stop(r: &Request, started: bool) -> &'static [Cause] {
+    match r.outcome {
+        HttpError { .. } => &[SupervisorStopOrder],
+        _ => nginx_stop(false)(r, started),
+    }
 }

@@ -54,6 +54,8 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "lz4", ["lz4"]),
     tool!(Test, "xz", ["xz-utils"]),
     tool!(Test, "strip", ["binutils"]),
+    // One test has nginx and php-fpm under it, in one container.
+    tool!(Test, "supervisord", ["supervisor"]),
 ];
 
 /// Debian's own compiler, with a `core` for BPF that is built already.
@@ -170,6 +172,7 @@ fn tools(target: For) -> Result<usize> {
 fn service(tool: &Tool) -> Option<String> {
     match tool.name {
         "nginx" => Some("nginx".into()),
+        "supervisord" => Some("supervisor".into()),
         "php-fpm" => Some(php_fpm()?.file_name()?.to_str()?.strip_prefix("php-fpm").map(|v| format!("php{v}-fpm"))?),
         _ => None,
     }
