@@ -12,6 +12,14 @@ macro_rules! put {
     (@ $p:expr, [$($f:tt)*] $next:tt $($rest:tt)*) => { put!(@ $p, [$($f)* $next] $($rest)*) };
 }
 
+/// A log line while developing a probe; nothing in a shipped object.
+macro_rules! dev_log {
+    ($ctx:expr, $($what:tt)+) => {
+        #[cfg(feature = "trace-log")]
+        aya_log_ebpf::debug!($ctx, $($what)+);
+    };
+}
+
 /// Adds one to a counter of a hook.
 #[inline(always)]
 pub fn count(hook: u32, what: u32) {

@@ -265,6 +265,7 @@ impl Live {
                     self.timer.tick().await;
                 }
             }
+            self.probes.print_log();
             let batch = self.drain.pass();
             self.more = batch.more;
             let out = self.assemble(batch);

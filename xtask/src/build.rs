@@ -38,6 +38,9 @@ pub(crate) fn run(args: &Args) -> Result<PathBuf> {
     for package in &args.package {
         cmd.args(["--package", package]);
     }
+    if args.trace_log {
+        cmd.args(["--features", "why502/trace-log"]);
+    }
     sh::run(&mut cmd)?;
     let binary = sh::target_dir().join("release/why502");
     println!("built       {} ({:.0?})", binary.display(), start.elapsed());

@@ -44,6 +44,7 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     if maps::skipped(cgroup) {
         return count(HOOK, counter::SKIPPED);
     }
+    dev_log!(ctx, "state {} to {}", old, new);
     // skc_num is already 0 at CLOSE.
     let lport = sock::sport_of_tcp(tp);
     let tuple = sock::tuple(sk, lport);

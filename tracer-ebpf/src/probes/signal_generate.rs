@@ -32,6 +32,7 @@ unsafe fn run(ctx: &BtfTracePointContext) {
         return count(HOOK, counter::SKIPPED);
     }
     let (info, code, si_pid) = siginfo::read(ctx, 1);
+    dev_log!(ctx, "signal {} info {} code {}", sig, info, code);
     emit::<SignalGenerate>(HOOK, kind::SIGNAL_GENERATE, |p| {
         put!(p, sig = sig);
         put!(p, code = code);

@@ -60,6 +60,8 @@ pub struct Probes {
     states: Vec<HookState>,
     /// A second descriptor of each loaded program, to read its statistics.
     fds: Vec<Option<OwnedFd>>,
+    #[cfg(feature = "trace-log")]
+    log: super::log::ProbeLog,
 }
 
 impl Probes {
@@ -76,8 +78,15 @@ impl Probes {
         }
         raise_memlock();
         let btf = Btf::from_sys_fs().map_err(LoadError::NoBtf)?;
-        let ebpf = create(object, settings, &btf)?;
-        let mut probes = Probes { ebpf, states: Vec::new(), fds: Vec::new() };
+        #[cfg_attr(not(feature = "trace-log"), expect(unused_mut, reason = "the log takes its map out of it"))]
+        let mut ebpf = create(object, settings, &btf)?;
+        let mut probes = Probes {
+            #[cfg(feature = "trace-log")]
+            log: super::log::ProbeLog::new(&mut ebpf),
+            ebpf,
+            states: Vec::new(),
+            fds: Vec::new(),
+        };
         for row in PLAN {
             let (state, fd) = probes.load_one(row, &btf)?;
             probes.states.push(state);
@@ -96,6 +105,12 @@ impl Probes {
             Ok(fd) => Ok((HookState::Skipped { why: "loaded, not attached yet".to_owned() }, Some(fd))),
             Err(e) => Ok((failed(row, "load", &e)?, None)),
         }
+    }
+
+    /// Prints what the probes logged since; nothing in a build without `trace-log`.
+    pub fn print_log(&mut self) {
+        #[cfg(feature = "trace-log")]
+        self.log.print();
     }
 
     /// Attaches what was loaded, in the order of the plan.

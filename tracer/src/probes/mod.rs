@@ -1,6 +1,8 @@
 //! The probes: [`plan`] says what is attached and why, [`load`] does it, [`tables`] are the maps that userspace writes.
 
 pub mod load;
+#[cfg(feature = "trace-log")]
+mod log;
 pub mod plan;
 pub mod tables;
 
