@@ -105,6 +105,11 @@ fn one(start: Start, run: u64) -> Result<()> {
     for incident in ours.filter(|i| i.confidence.level != Level::Certain) {
         ensure!(!incident.missing.is_empty(), "{} is not certain and does not say what is missing", incident.id);
     }
+    if let Start::After(_) = start {
+        // The port was closed before anybody could see that it had listened: no verdict, but no silence either.
+        let told = said.stderr.iter().any(|line| line.contains("nobody was seen to listen on"));
+        ensure!(told, "refused connections were passed over in silence: {}", said.stderr.join("\n"));
+    }
     if let Start::MidLoad = start {
         ensure!(result.exact(), "{}", result.complaints().join("\n"));
     }
