@@ -43,14 +43,31 @@ pub struct Tally {
     pub evicted: u64,
 }
 
-/// See the module.
-pub struct Engine {
-    options: EngineOptions,
+/// Everything that is known at this point of the sequence.
+struct World {
     table: Table,
     history: History,
     clock: WallClock,
     started: Option<Started>,
     ready: Option<BootNs>,
+}
+
+impl World {
+    fn view(&self) -> View<'_> {
+        View {
+            table: &self.table,
+            history: &self.history,
+            started: self.started.as_ref(),
+            ready: self.ready,
+            clock: &self.clock,
+        }
+    }
+}
+
+/// See the module.
+pub struct Engine {
+    options: EngineOptions,
+    world: World,
     hz: Option<u32>,
     pending: VecDeque<Lost>,
     stops: Stops,
@@ -61,11 +78,13 @@ impl Engine {
     pub fn new(options: EngineOptions) -> Self {
         Engine {
             options,
-            table: Table::new(Limits::default()),
-            history: History::default(),
-            clock: WallClock::default(),
-            started: None,
-            ready: None,
+            world: World {
+                table: Table::new(Limits::default()),
+                history: History::default(),
+                clock: WallClock::default(),
+                started: None,
+                ready: None,
+            },
             hz: None,
             pending: VecDeque::new(),
             stops: Stops::default(),
@@ -75,14 +94,14 @@ impl Engine {
 
     /// Takes the next input; gives what became final by it.
     pub fn feed(&mut self, input: &Input) -> Vec<Output> {
-        self.table.observe(input);
+        self.world.table.observe(input);
         let mut out = Vec::new();
         match input {
-            Input::Started(started) => self.started = Some(started.clone()),
-            Input::Ready { at } => self.ready = Some(*at),
+            Input::Started(started) => self.world.started = Some(started.clone()),
+            Input::Ready { at } => self.world.ready = Some(*at),
             Input::Event(event) => self.event(event, &mut out),
-            Input::Clock { at, wall_ns } => self.clock.sample(*at, *wall_ns),
-            Input::Loss(l) => self.history.loss(LossWindow {
+            Input::Clock { at, wall_ns } => self.world.clock.sample(*at, *wall_ns),
+            Input::Loss(l) => self.world.history.loss(LossWindow {
                 from: l.from,
                 to: l.to,
                 hook: l.hook.clone(),
@@ -97,39 +116,39 @@ impl Engine {
     }
 
     pub fn tally(&self) -> Tally {
-        Tally { evicted: self.history.evicted() + self.table.evicted(), ..self.tally }
+        Tally { evicted: self.world.history.evicted() + self.world.table.evicted(), ..self.tally }
     }
 
     fn event(&mut self, event: &Event, out: &mut Vec<Output>) {
         let at = event.at;
         if let EventKind::Execed(e) = &event.kind
-            && let Place::Container(c) = self.table.place(&e.task)
+            && let Place::Container(c) = self.world.table.place(&e.task)
             && let Some(pod) = &c.container.pod_uid
         {
-            self.history.in_netns(at, e.task.netns, pod);
+            self.world.history.in_netns(at, e.task.netns, pod);
         }
         match &event.kind {
-            EventKind::SignalGenerated(s) => self.history.signal(event.id, at, s),
-            EventKind::Exited { task, code } => self.history.exit(event.id, at, task, *code),
-            EventKind::ResetSent(r) => self.history.reset_sent(event.id, at, r),
-            EventKind::OomVictim { task } => self.history.oom_victim(at, task.pid),
+            EventKind::SignalGenerated(s) => self.world.history.signal(event.id, at, s),
+            EventKind::Exited { task, code } => self.world.history.exit(event.id, at, task, *code),
+            EventKind::ResetSent(r) => self.world.history.reset_sent(event.id, at, r),
+            EventKind::OomVictim { task } => self.world.history.oom_victim(at, task.pid),
             EventKind::TcpState(s) => {
                 self.hz = self.hz.or_else(|| answer::hz(at, s.jiffies));
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {
-                    self.history.listener_closed(event.id, at, &s.task);
+                    self.world.history.listener_closed(event.id, at, &s.task);
                 }
                 if s.side == Side::Client {
-                    self.history.requester_gave_up(event.id, at, &s.tuple, &s.task);
+                    self.world.history.requester_gave_up(event.id, at, &s.tuple, &s.task);
                 }
             }
             _ => {}
         }
-        self.stops.observe(event, &self.table);
-        let Some(lost) = detect::detect(event, &self.table, &mut self.history, self.hz) else { return };
+        self.stops.observe(event, &self.world.table);
+        let Some(lost) = detect::detect(event, &self.world.table, &mut self.world.history, self.hz) else { return };
         if let (Evidence::Close { closer: Closer::PeerFin | Closer::PeerReset, .. }, Some(server)) =
             (&lost.evidence, &lost.server)
         {
-            self.history.client_left(lost.event, at, server.key);
+            self.world.history.client_left(lost.event, at, server.key);
         }
         self.pending.push_back(lost);
         if self.pending.len() > MAX_PENDING
@@ -146,13 +165,7 @@ impl Engine {
                 self.decide(&lost, due, out);
             }
         }
-        let view = View {
-            table: &self.table,
-            history: &self.history,
-            started: self.started.as_ref(),
-            ready: self.ready,
-            clock: &self.clock,
-        };
+        let view = self.world.view();
         self.stops.advance(at, &view, out);
     }
 
@@ -161,24 +174,12 @@ impl Engine {
             let due = at.min(lost.at + WINDOW_NS);
             self.decide(&lost, due, out);
         }
-        let view = View {
-            table: &self.table,
-            history: &self.history,
-            started: self.started.as_ref(),
-            ready: self.ready,
-            clock: &self.clock,
-        };
+        let view = self.world.view();
         self.stops.finish(at, &view, out);
     }
 
     fn decide(&mut self, lost: &Lost, decided_at: BootNs, out: &mut Vec<Output>) {
-        let view = View {
-            table: &self.table,
-            history: &self.history,
-            started: self.started.as_ref(),
-            ready: self.ready,
-            clock: &self.clock,
-        };
+        let view = self.world.view();
         // Without the protocol of a server no close of it can be read: only nginx and php-fpm are judged.
         let server = explain::server::of(lost, &view);
         if server.kind == explain::server::Kind::Other {
