@@ -12,6 +12,8 @@ use crate::model::incident::{Cause, Missing, Trigger};
 
 /// An edge closes its upstream connection right after its own client left (nginx's 499).
 const PASSED_ON_NS: u64 = 100_000_000;
+/// A worker that was told to end exits in the turn of its event loop in which its last connection closes.
+const ENDED_NS: u64 = 500_000_000;
 
 fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, summary: &str) -> Finding {
     let mut chain = Chain::new(lost.at);
@@ -60,6 +62,18 @@ pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
             Cause::ClientAbort,
             0.9,
             "the requesting nginx ended before the answer",
+        ));
+    }
+    // worker_shutdown_timeout: an old worker closes both sides of what it still has, and exits at once.
+    let ended = view.history.exit_of(&task.key()).is_some_and(|e| e.at >= at && e.at - at < ENDED_NS);
+    if ended {
+        return Some(finding(
+            lost,
+            server,
+            view,
+            Cause::ClientAbort,
+            0.8,
+            "the requesting nginx was ending, and closed the connection before the answer",
         ));
     }
     let passed_on = view.history.last_client_left(&edge).is_some_and(|(t, _)| t <= at && at - t < PASSED_ON_NS);

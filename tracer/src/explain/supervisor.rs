@@ -3,28 +3,53 @@
 use super::chain::Chain;
 use super::confidence::Confidence;
 use super::server::{Kind, Server};
-use super::{Finding, View, advice, chain};
+use super::{Finding, View, advice, chain, nginx};
 use crate::correlate::answer::Closer;
-use crate::correlate::history::sig;
-use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::history::{ExitFact, Signal, sig};
+use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
 use crate::identity::{Place, Role};
 use crate::model::incident::{Cause, Trigger};
+
+/// What the end of php-fpm did to the request.
+enum How<'v> {
+    /// Its child was ended, by this exit.
+    Cut(Option<&'v ExitFact>),
+    /// The listener was closed before anybody took it.
+    Gone(ListenerClosed),
+}
+
+fn how<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<How<'v>> {
+    match &lost.evidence {
+        Evidence::Close { closer: Closer::Local, .. } if server.exiting && !server.is_master => {
+            let exit = server.exit(view).filter(|e| e.at <= lost.at);
+            // A child that crashes, or is chosen by the OOM killer, does so in any order.
+            let own = |e: &ExitFact| {
+                !matches!(e.code & 0x7f, sig::TERM | sig::KILL) || view.history.was_oom_victim(&e.task.key(), lost.at)
+            };
+            (!exit.is_some_and(own)).then_some(How::Cut(exit))
+        }
+        Evidence::Refused { closed: Some(closed), .. } => Some(How::Gone(closed.clone())),
+        Evidence::Close { closer: Closer::AcceptQueue, .. } | Evidence::Handshake { .. } => {
+            nginx::queue_closed(lost, view).map(How::Gone)
+        }
+        _ => None,
+    }
+}
 
 /// supervisord stops its groups one after another, the last started first: php-fpm is ended completely before nginx even
 /// gets its signal.
 pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let by_server = matches!(
-        &lost.evidence,
-        Evidence::Close { closer: Closer::Local | Closer::AcceptQueue, .. }
-            | Evidence::Refused { .. }
-            | Evidence::Handshake { .. }
-    );
-    if server.kind != Kind::PhpFpm || !by_server {
+    if server.kind != Kind::PhpFpm {
         return None;
     }
+    let how = how(lost, server, view)?;
+    let by = match &how {
+        How::Cut(_) => lost.at,
+        How::Gone(closed) => closed.at,
+    };
     let master = server.master?;
     let to_master = view.history.signals_to(&master).iter().find(|s| {
-        s.at <= lost.at && sig::asks_to_stop(s.what.signal) && s.effective() && !s.to_itself() && !s.by_kernel()
+        s.at <= by && sig::asks_to_stop(s.what.signal) && s.effective() && !s.to_itself() && !s.by_kernel()
     })?;
     let supervisor = to_master.what.sender.key();
     let role = view.table.role(&supervisor);
@@ -33,21 +58,23 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     }
     let Place::Container(here) = view.table.place(&to_master.what.target) else { return None };
     // An nginx of the same container that ran on and had not been told anything yet.
-    let nginx = view.table.processes().find(|p| {
+    let running = view.table.processes().find(|p| {
         let alive = p.exited.is_none_or(|e| e.at > lost.at);
         alive
             && view.table.role(&p.key).role == Role::NginxMaster
             && view.table.container_of(&p.key).is_some_and(|c| c.container.id == here.container.id)
     })?;
-    let told = |s: &crate::correlate::history::Signal| s.at <= to_master.at && sig::stops(s.what.signal);
-    if view.history.signals_to(&nginx.key).iter().any(told) {
+    let told = |s: &Signal| s.at <= to_master.at && sig::stops(s.what.signal);
+    if view.history.signals_to(&running.key).iter().any(told) {
         return None;
     }
     let mut chain = Chain::new(lost.at);
     let mut confidence = Confidence::of(0.97);
     chain.loss(lost, server, view);
-    if let Some(exit) = server.exit(view).filter(|e| server.exiting && e.at <= lost.at) {
-        chain.exit(exit, "sockets-are-closed-by-exit", view);
+    match &how {
+        How::Cut(Some(exit)) => chain.exit(exit, "sockets-are-closed-by-exit", view),
+        How::Cut(None) => confidence.cap(0.8, "the exit of the child was not seen"),
+        How::Gone(closed) => chain.listener_closed(closed, lost.tuple.local_port, view),
     }
     chain.signal(to_master, "supervisor-stops-php-fpm-first", view);
     let mut trigger = Trigger::Unknown;

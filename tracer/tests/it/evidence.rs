@@ -86,6 +86,15 @@ fn every_cause_that_live_runs_gave_is_in_a_recording() {
         Cause::FpmControlTimeoutZero,
         Cause::KeepaliveRaceOnShutdown,
         Cause::ClientAbort,
+        Cause::QuitThenTerm,
+        Cause::GracePeriodExceeded,
+        Cause::ContainerKilled,
+        Cause::Pid1IgnoresStopSignal,
+        Cause::WorkerShutdownTimeout,
+        Cause::FpmFastShutdown,
+        Cause::FpmAcceptQueueDropped,
+        Cause::FpmNotListening,
+        Cause::SupervisorStopOrder,
     ] {
         assert!(seen.contains_key(&cause), "no recording of {cause}: {seen:?}");
     }
