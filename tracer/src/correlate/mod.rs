@@ -94,8 +94,14 @@ impl Engine {
 
     /// Takes the next input; gives what became final by it.
     pub fn feed(&mut self, input: &Input) -> Vec<Output> {
-        self.world.table.observe(input);
         let mut out = Vec::new();
+        // What is due is decided before time moves on: after a suspend one tick may carry it past the life of names.
+        match input {
+            Input::Tick { at } => self.advance(*at, &mut out),
+            Input::Stopped { at } => self.finish(*at, &mut out),
+            _ => {}
+        }
+        self.world.table.observe(input);
         match input {
             Input::Started(started) => self.world.started = Some(started.clone()),
             Input::Ready { at } => self.world.ready = Some(*at),
@@ -108,9 +114,7 @@ impl Engine {
                 kind: l.kind,
                 count: l.count,
             }),
-            Input::Tick { at } => self.advance(*at, &mut out),
-            Input::Stopped { at } => self.finish(*at, &mut out),
-            Input::Process(_) | Input::Listener(_) | Input::Cgroup(_) => {}
+            Input::Tick { .. } | Input::Stopped { .. } | Input::Process(_) | Input::Listener(_) | Input::Cgroup(_) => {}
         }
         out
     }
@@ -200,3 +204,6 @@ impl Engine {
         out.push(Output::Incident(Box::new(incident)));
     }
 }
+
+#[cfg(test)]
+mod tests;
