@@ -84,13 +84,13 @@ fn reset(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Opti
         return None;
     }
     if let Some(digest) = &r.digest {
-        return late_data(event, r, digest, &listening, table, history);
+        return late_data(event, r, digest, table, history);
     }
     if r.in_len >= shortest(r) && r.socket == ResetSocket::TimeWait {
         // The digest was thrown out of the kernel's table: the close was seen, its circumstances are gone.
         return late(event, r, None, None);
     }
-    handshake(event, r, &listening, history)
+    handshake(event, r, table, history)
 }
 
 fn shortest(r: &ResetSent) -> u32 {
@@ -126,14 +126,7 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
     })
 }
 
-fn late_data(
-    event: &Event,
-    r: &ResetSent,
-    digest: &Digest,
-    listening: &ListenState,
-    table: &Table,
-    history: &History,
-) -> Option<Lost> {
+fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, history: &History) -> Option<Lost> {
     // A lingering close expects the rest of what it answered early; that is no new request.
     if digest.half_closed || r.in_len < shortest(r) {
         return None;
@@ -158,7 +151,7 @@ fn late_data(
     // A connection that nobody had taken yet, ended by the kernel in whoever's task ran: its listener threw it out.
     if untouched
         && !serves(table, &closer)
-        && let Some(closed) = listener_closed(listening, history, event.at)
+        && let Some(closed) = closed_lately(event, r, table, history)
     {
         return Some(half_open(event, r, closed));
     }
@@ -181,9 +174,7 @@ fn unfinished(event: &Event, r: &ResetSent, table: &Table, history: &History) ->
     if history.accounted_at(&r.tuple).is_some_and(|(at, _)| event.at.saturating_sub(at) < HANDSHAKE_NS) {
         return None;
     }
-    let listening = table.listeners().state_at(r.tuple.netns, r.tuple.local_ip, r.tuple.local_port, event.at);
-    let closed = listener_closed(&listening, history, event.at)?;
-    (event.at.saturating_sub(closed.at) <= HANDSHAKE_NS).then(|| half_open(event, r, closed))
+    Some(half_open(event, r, closed_lately(event, r, table, history)?))
 }
 
 fn late(event: &Event, r: &ResetSent, digest: Option<&Digest>, closed_at: Option<BootNs>) -> Option<Lost> {
@@ -205,14 +196,13 @@ fn late(event: &Event, r: &ResetSent, digest: Option<&Digest>, closed_at: Option
     })
 }
 
-fn handshake(event: &Event, r: &ResetSent, listening: &ListenState, history: &History) -> Option<Lost> {
-    if r.socket != ResetSocket::None || r.in_flags & tcp_flags::FIN != 0 && r.in_len == 0 {
+fn handshake(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Option<Lost> {
+    // With SO_REUSEPORT another socket of the port, which still listens, answers for the one that is gone.
+    let nobodys = r.socket == ResetSocket::None || r.socket == ResetSocket::Full && r.state == tcp::LISTEN;
+    if !nobodys || r.in_flags & tcp_flags::FIN != 0 && r.in_len == 0 {
         return None;
     }
-    let closed = listener_closed(listening, history, event.at)?;
-    if event.at.saturating_sub(closed.at) > HANDSHAKE_NS {
-        return None;
-    }
+    let closed = closed_lately(event, r, table, history)?;
     // Its socket was dropped from the accept queue, or the same client was refused already: one loss, one incident.
     if let Some((at, _)) = history.accounted_at(&r.tuple)
         && event.at.saturating_sub(at) < HANDSHAKE_NS
@@ -240,6 +230,17 @@ fn half_open(event: &Event, r: &ResetSent, closed: ListenerClosed) -> Lost {
 
 fn php_fpm(table: &Table, key: &ProcKey) -> bool {
     matches!(table.role(key).role, Role::PhpFpmMaster | Role::PhpFpmChild)
+}
+
+/// The last close of a socket that listened here, within the life of a handshake: with SO_REUSEPORT the port may listen on.
+fn closed_lately(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Option<ListenerClosed> {
+    let t = &r.tuple;
+    let from = event.at.saturating_sub(HANDSHAKE_NS);
+    let closes = table.listeners().closes(t.netns, t.local_ip, t.local_port, from, event.at);
+    closes.iter().rev().find_map(|c| {
+        let id = c.event?;
+        Some(ListenerClosed { event: id, at: c.at, task: history.listener_closer(id, event.at)?.clone() })
+    })
 }
 
 /// The close that ended the listening, when its event is still known.
