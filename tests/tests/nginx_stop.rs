@@ -63,7 +63,7 @@ fn runs(signal: Signal, keep_alive: bool) -> Result<()> {
         let result = one(signal, keep_alive, VARIANTS[run as usize % VARIANTS.len()])?;
         println!("{signal}, keep-alive {keep_alive}, run {run}: {result}");
         lost += result.lost_total();
-        bad.extend(result.complaints().into_iter().map(|c| format!("run {run}: {c}")));
+        bad.extend(result.complaints_in(runs).into_iter().map(|c| format!("run {run}: {c}")));
     }
     println!("{signal}, keep-alive {keep_alive}: {lost} lost requests in {runs} runs, {} deviations", bad.len());
     ensure!(bad.is_empty(), "{}", bad.join("\n"));

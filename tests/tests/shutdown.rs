@@ -137,7 +137,7 @@ fn runs(name: &str, cause: Cause, one: impl Fn(u64) -> Result<Comparison>) -> Re
             bad.push(format!("run {run}: nothing was lost to {cause}: the scenario did not happen"));
         }
         of_cause += now;
-        bad.extend(result.complaints().into_iter().map(|c| format!("run {run}: {c}")));
+        bad.extend(result.complaints_in(runs).into_iter().map(|c| format!("run {run}: {c}")));
     }
     println!("{name}: {lost} lost requests in {runs} runs, {of_cause} of {cause}, {} deviations", bad.len());
     ensure!(bad.is_empty(), "{}", bad.join("\n"));
