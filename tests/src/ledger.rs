@@ -126,11 +126,12 @@ impl Comparison {
         missed.chain(falses).chain(wrong).chain(unclear).collect()
     }
 
-    /// The same for one of `runs` runs. In fewer than 20, a single missed request is told and passes: the races at a
-    /// listener's close last microseconds, and a miss is no wrong explanation. The full figure allows none.
+    /// The same for one of `runs` runs. In fewer than 20, a single request that was missed or counted twice is told and
+    /// passes: the races at a listener's close last microseconds. A wrong cause never passes, and the full figure allows
+    /// no deviation at all.
     pub fn complaints_in(&self, runs: u64) -> Vec<String> {
         let all = self.complaints();
-        if runs < 20 && self.missed.len() == 1 && all.len() == 1 {
+        if runs < 20 && all.len() == 1 && self.wrong_cause.is_empty() && self.unclear.is_empty() {
             println!("passes in so few runs: {}", all[0]);
             return Vec::new();
         }

@@ -18,6 +18,8 @@ const SHORTEST_TLS_REQUEST: u32 = 80;
 const DIGEST_NS: u64 = 65_000_000_000;
 /// Data that was on its way at a close begins within a receive window of what was expected.
 const SEQUENCE_WINDOW: u32 = 16 << 20;
+/// What two CPUs report of one connection's end lies this close together.
+const SAME_CLOSE_NS: u64 = 100_000_000;
 /// A half-open connection outlives its listener's close by a handshake: retransmitted SYN-ACKs included, a few seconds.
 const HANDSHAKE_NS: u64 = 3_000_000_000;
 
@@ -31,7 +33,7 @@ pub fn tls_port(port: u16) -> bool {
 pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u32>) -> Option<Lost> {
     let lost = match &event.kind {
         EventKind::TcpState(s) if s.oldstate == tcp::ESTABLISHED && s.side == Side::Server => {
-            closed(event, s, table, hz)
+            closed(event, s, table, history, hz)
         }
         EventKind::ResetSent(r) if r.active => unfinished(event, r, table, history),
         EventKind::ResetSent(r) => reset(event, r, table, history),
@@ -43,8 +45,15 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
     Some(lost)
 }
 
-fn closed(event: &Event, s: &TcpState, table: &Table, hz: Option<u32>) -> Option<Lost> {
+fn closed(event: &Event, s: &TcpState, table: &Table, history: &History, hz: Option<u32>) -> Option<Lost> {
     let closer = answer::closer(s);
+    // On another CPU the client's data may have met the missing listener while this connection was being thrown out: that
+    // reset has told of the request already.
+    if closer == Closer::AcceptQueue
+        && history.accounted_at(&s.tuple).is_some_and(|(at, _)| event.at.abs_diff(at) < SAME_CLOSE_NS)
+    {
+        return None;
+    }
     // In softirq `current` is whoever was interrupted.
     let in_process = matches!(closer, Closer::Local | Closer::AcceptQueue);
     let actor = in_process.then(|| Actor { key: s.task.key(), task: Some(s.task.clone()), exiting: s.task.exiting() });

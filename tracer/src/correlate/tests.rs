@@ -307,6 +307,24 @@ fn one_lost_request_is_one_incident() {
 }
 
 #[test]
+fn a_connection_thrown_out_while_its_data_arrives_is_one_incident() {
+    let mut node = Node::new();
+    node.signal(200 * S, 15, master()).listener_closes(200 * S + 1_000, exiting(master()));
+    let data = ResetSent { digest: None, ..late_data(0, 0) };
+    node.event(200 * S + 2_000, EventKind::ResetSent(data));
+    let dropped = TcpState {
+        newstate: tcp::CLOSE,
+        accepted: false,
+        bytes_received: 0,
+        bytes_sent: 0,
+        task: exiting(master()),
+        ..state()
+    };
+    node.event(200 * S + 26_000, EventKind::TcpState(dropped));
+    assert_eq!(causes(&node.said(true)), [Cause::NginxAcceptQueueDropped]);
+}
+
+#[test]
 fn keys_of_processes_survive_pid_reuse() {
     let again = Task { start_ns: 150 * S, ..task() };
     assert_ne!(again.key(), ProcKey { ..task().key() });
