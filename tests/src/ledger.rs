@@ -31,8 +31,9 @@ const SLACK_NS: u64 = 500_000_000;
 pub struct Claim {
     pub id: String,
     pub at: u64,
-    pub requester: SocketAddr,
-    pub server: SocketAddr,
+    /// Absent on a unix socket.
+    pub requester: Option<SocketAddr>,
+    pub server: Option<SocketAddr>,
     pub netns: u32,
     pub outcome: Lost,
     pub mechanism: Mechanism,
@@ -46,8 +47,8 @@ impl From<&Incident> for Claim {
         Self {
             id: i.id.clone(),
             at: i.at_boot_ns,
-            requester: SocketAddr::new(i.requester.ip, i.requester.port),
-            server: SocketAddr::new(i.server.ip, i.server.port),
+            requester: i.requester.ip.zip(i.requester.port).map(SocketAddr::from),
+            server: i.server.ip.zip(i.server.port).map(SocketAddr::from),
             netns: i.server.netns,
             outcome: i.outcome,
             mechanism: i.mechanism,
@@ -60,7 +61,9 @@ impl From<&Incident> for Claim {
 
 impl fmt::Display for Claim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Claim { requester, server, outcome, mechanism, cause, level, summary, at, .. } = self;
+        let end = |addr: &Option<SocketAddr>| addr.map_or_else(|| "unix".to_string(), |a| a.to_string());
+        let (requester, server) = (end(&self.requester), end(&self.server));
+        let Claim { outcome, mechanism, cause, level, summary, at, .. } = self;
         write!(f, "{requester} > {server} at {at}: {outcome}, {mechanism}, {cause} ({level}): {summary}")
     }
 }
@@ -199,7 +202,7 @@ pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Compari
     let mut taken: Vec<Option<&Claim>> = vec![None; requests.len()];
     let mut unmatched = Vec::new();
     for claim in claims {
-        let candidates = by_ends.get(&(plain(claim.requester), plain(claim.server)));
+        let candidates = claim.requester.zip(claim.server).and_then(|(r, s)| by_ends.get(&(plain(r), plain(s))));
         let free =
             candidates.into_iter().flatten().filter(|i| taken[**i].is_none() && around(&requests[**i], claim.at));
         match free.min_by_key(|i| requests[**i].t_end.abs_diff(claim.at)) {
@@ -211,7 +214,7 @@ pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Compari
     let clients: HashSet<IpAddr> = requests.iter().map(|r| plain(r.local).ip()).collect();
     unmatched.sort_by_key(|c| c.at);
     for claim in unmatched {
-        let upstream = !clients.contains(&plain(claim.requester).ip());
+        let upstream = claim.requester.is_none_or(|r| !clients.contains(&plain(r).ip()));
         let free = made.iter().filter(|i| upstream && taken[**i].is_none() && around(&requests[**i], claim.at));
         match free.min_by_key(|i| requests[**i].t_end.abs_diff(claim.at)) {
             Some(&i) => taken[i] = Some(claim),
@@ -282,8 +285,8 @@ mod tests {
         Claim {
             id: "i".into(),
             at,
-            requester: SocketAddr::new(addr("10.0.0.1:1").ip(), port),
-            server: addr("10.0.0.2:80"),
+            requester: Some(SocketAddr::new(addr("10.0.0.1:1").ip(), port)),
+            server: Some(addr("10.0.0.2:80")),
             netns: 1,
             outcome: Lost::Unanswered,
             mechanism: Mechanism::ClosedInFlight,
@@ -354,7 +357,7 @@ mod tests {
             request("b", 2, 3 * S, Outcome::HttpError { status: 404 }),
         ];
         let mut said = claim(40000, S, Cause::NginxFastShutdown);
-        (said.requester, said.server) = (addr("127.0.0.1:40000"), addr("127.0.0.1:9000"));
+        (said.requester, said.server) = (Some(addr("127.0.0.1:40000")), Some(addr("127.0.0.1:9000")));
         let c = compared(&r, &[said.clone()]);
         assert!(c.exact() && c.explained == 1, "{:?}", c.complaints());
         said.at = 3 * S;

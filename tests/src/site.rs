@@ -115,10 +115,9 @@ impl Site {
     }
 
     /// Whether an address or namespace is one of this site: other tests of this machine have incidents of their own.
-    pub fn owns(&self, ip: IpAddr, netns: u32) -> bool {
+    pub fn owns(&self, ip: Option<IpAddr>, netns: u32) -> bool {
         let namespaces = [Some(&self.pod.netns), Some(&self.client), self.edge.as_ref().map(|e| &e.pod.netns)];
-        self.link.has(ip)
-            || self.edge.as_ref().is_some_and(|e| e.link.has(ip))
+        ip.is_some_and(|ip| self.link.has(ip) || self.edge.as_ref().is_some_and(|e| e.link.has(ip)))
             || namespaces.into_iter().flatten().any(|ns| ns.inode().ok() == Some(netns))
     }
 }

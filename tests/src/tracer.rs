@@ -55,7 +55,8 @@ impl Said {
 
 pub fn claims(incidents: &[Incident], site: &Site) -> Vec<Claim> {
     let all = incidents.iter().map(Claim::from);
-    all.filter(|c| site.owns(c.server.ip(), c.netns) || site.owns(c.requester.ip(), c.netns)).collect()
+    all.filter(|c| site.owns(c.server.map(|a| a.ip()), c.netns) || site.owns(c.requester.map(|a| a.ip()), c.netns))
+        .collect()
 }
 
 impl Tracer {

@@ -166,6 +166,8 @@ fn container<'t>(who: &'t Table, kind: &EventKind) -> Option<&'t ContainerInfo> 
         EventKind::TcpState(s) => socket(s.sk_cgroup).or_else(|| task(&s.task)),
         EventKind::ResetSent(r) => socket(r.sk_cgroup).or_else(|| r.digest.as_ref().and_then(|d| socket(d.sk_cgroup))),
         EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => socket(n.sk_cgroup),
+        EventKind::UnixDropped(d) => socket(d.server_cgroup).or_else(|| task(&d.task)),
+        EventKind::UnixRefused(r) => task(&r.task),
     }
 }
 
@@ -208,6 +210,8 @@ fn tasks(kind: &EventKind) -> Vec<&Task> {
         EventKind::Exited { task, .. } | EventKind::OomVictim { task } => vec![task],
         EventKind::TcpState(s) => vec![&s.task],
         EventKind::ResetSent(r) if r.active => vec![&r.task],
+        EventKind::UnixDropped(d) => vec![&d.task],
+        EventKind::UnixRefused(r) => vec![&r.task],
         EventKind::ResetSent(_) | EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => Vec::new(),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::answer::{self, Closer};
 use super::history::History;
-use super::lost::{Actor, Evidence, ListenerClosed, Lost};
+use super::lost::{Actor, Conn, Evidence, ListenerClosed, Lost};
 use crate::identity::{ListenState, Role, Table};
 use crate::model::event::{
     BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, tcp, tcp_flags,
@@ -39,8 +39,10 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
         EventKind::ResetSent(r) => reset(event, r, table, history),
         _ => None,
     }?;
-    if lost.mechanism != Mechanism::Refused {
-        history.account(lost.at, &lost.tuple, lost.event);
+    if lost.mechanism != Mechanism::Refused
+        && let Conn::Tcp(tuple) = &lost.conn
+    {
+        history.account(lost.at, tuple, lost.event);
     }
     Some(lost)
 }
@@ -64,7 +66,7 @@ fn closed(event: &Event, s: &TcpState, table: &Table, history: &History, hz: Opt
     Some(Lost {
         event: event.id,
         at: event.at,
-        tuple: s.tuple,
+        conn: Conn::Tcp(s.tuple),
         outcome: if queued { Outcome::Refused } else { Outcome::Unanswered },
         mechanism: if queued { Mechanism::ResetInAcceptQueue } else { Mechanism::ClosedInFlight },
         server: actor.or(owner.map(|key| Actor { key, task: None, exiting: false })),
@@ -121,7 +123,7 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
     Some(Lost {
         event: event.id,
         at: event.at,
-        tuple: r.tuple,
+        conn: Conn::Tcp(r.tuple),
         outcome: Outcome::Refused,
         mechanism: Mechanism::Refused,
         server: match (&closed, key) {
@@ -190,7 +192,7 @@ fn late(event: &Event, r: &ResetSent, digest: Option<&Digest>, closed_at: Option
     Some(Lost {
         event: event.id,
         at: event.at,
-        tuple: r.tuple,
+        conn: Conn::Tcp(r.tuple),
         outcome: Outcome::Unanswered,
         mechanism: Mechanism::DataAfterClose,
         server: digest.map(|d| Actor {
@@ -226,7 +228,7 @@ fn half_open(event: &Event, r: &ResetSent, closed: ListenerClosed) -> Lost {
     Lost {
         event: event.id,
         at: event.at,
-        tuple: r.tuple,
+        conn: Conn::Tcp(r.tuple),
         outcome: Outcome::Refused,
         mechanism: Mechanism::HandshakeLost,
         server: Some(Actor { key: closed.task.key(), task: Some(closed.task.clone()), exiting: closed.task.exiting() }),

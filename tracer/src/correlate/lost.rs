@@ -1,7 +1,7 @@
 //! A lost request as the kernel showed it, before anybody asks why.
 
 use super::answer::{Clause, Closer};
-use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task, TcpState, Tuple};
+use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task, TcpState, Tuple, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
 
 #[derive(Clone, Debug)]
@@ -10,7 +10,7 @@ pub struct Lost {
     pub event: EventId,
     pub at: BootNs,
     /// From the server's side.
-    pub tuple: Tuple,
+    pub conn: Conn,
     pub outcome: Outcome,
     pub mechanism: Mechanism,
     pub evidence: Evidence,
@@ -23,7 +23,40 @@ pub struct Lost {
     pub age_ms: Option<u64>,
 }
 
+/// What the request was, or would have been, carried by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Conn {
+    Tcp(Tuple),
+    Unix {
+        /// The server's address.
+        path: String,
+        /// Of the namespace in which the connection was made; 0 unknown.
+        netns: u32,
+        /// The server's socket, or the event where there is none: names the connection.
+        id: u64,
+    },
+}
+
 impl Lost {
+    pub fn tcp(&self) -> Option<&Tuple> {
+        match &self.conn {
+            Conn::Tcp(tuple) => Some(tuple),
+            Conn::Unix { .. } => None,
+        }
+    }
+    pub fn netns(&self) -> u32 {
+        match &self.conn {
+            Conn::Tcp(tuple) => tuple.netns,
+            Conn::Unix { netns, .. } => *netns,
+        }
+    }
+    /// What listened, for sentences: `port 80`, `unix:/run/php.sock`.
+    pub fn address(&self) -> String {
+        match &self.conn {
+            Conn::Tcp(tuple) => format!("port {}", tuple.local_port),
+            Conn::Unix { path, .. } => format!("unix:{path}"),
+        }
+    }
     /// Data that came too late for a connection on which nothing had ever passed: its first request, not a race on a kept
     /// connection.
     pub fn first_request(&self) -> bool {
@@ -50,6 +83,10 @@ pub enum Evidence {
     LateData { reset: Box<ResetSent>, closed_at: Option<BootNs> },
     /// The client believed itself connected, the half-open connection had gone with its listener.
     Handshake { reset: Box<ResetSent>, closed: ListenerClosed },
+    /// An AF_UNIX connection was closed with bytes unread; `queued`: nobody had accepted it.
+    UnixClose { dropped: Box<UnixDropped>, queued: bool },
+    /// An AF_UNIX connect failed.
+    UnixRefused { what: Box<UnixRefused> },
 }
 
 /// The close of the last socket that listened on an address.

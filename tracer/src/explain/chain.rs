@@ -4,7 +4,7 @@ use super::View;
 use super::server::Server;
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost};
 use crate::identity::{Place, Role};
 use crate::model::event::{BootNs, EventId, ResetSent, Task};
 use crate::model::incident::{Link, ProcessRef, Trigger};
@@ -45,6 +45,8 @@ impl Chain {
             at: lost.at,
             kind: match lost.evidence {
                 Evidence::Close { .. } => "tcp-close",
+                Evidence::UnixClose { .. } => "unix-close",
+                Evidence::UnixRefused { .. } => "unix-refused",
                 _ => "reset-sent",
             },
             rule: match lost.evidence {
@@ -52,6 +54,8 @@ impl Chain {
                 Evidence::Refused { .. } => "syn-reset",
                 Evidence::LateData { .. } => "data-after-close",
                 Evidence::Handshake { .. } => "handshake-without-listener",
+                Evidence::UnixClose { .. } => "unix-close-unread",
+                Evidence::UnixRefused { .. } => "unix-connect-failed",
             },
             process: task.map(|t| process_ref(t, view)),
             text: loss_text(lost, server, view),
@@ -67,10 +71,10 @@ impl Chain {
         self.push(exit.event, exit.at, "exit", rule, Some(process_ref(&exit.task, view)), format!("{who} {how}"));
     }
 
-    pub fn listener_closed(&mut self, closed: &ListenerClosed, port: u16, view: &View) {
+    pub fn listener_closed(&mut self, closed: &ListenerClosed, address: &str, view: &View) {
         let how = if closed.task.exiting() { "by exiting" } else { "by closing it" };
         let text =
-            format!("port {port} stopped listening: {} held it last and ended it {how}", describe(&closed.task, view));
+            format!("{address} stopped listening: {} held it last and ended it {how}", describe(&closed.task, view));
         self.push(
             closed.event,
             closed.at,
@@ -137,15 +141,19 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
         Evidence::Close { closer: Closer::Other(err), .. } => {
             format!("the connection was ended with error {err} by neither side")
         }
-        Evidence::Refused { .. } => "the connection was refused".into(),
+        Evidence::Refused { .. } | Evidence::UnixRefused { .. } => "the connection was refused".into(),
+        Evidence::UnixClose { queued: true, .. } => format!("a connection was thrown out of {who}'s accept queue"),
+        Evidence::UnixClose { .. } => format!("{who} closed the connection without an answer"),
         Evidence::LateData { .. } => format!("the request came after {who} had closed the connection"),
         Evidence::Handshake { .. } => "the listener went away during the handshake".into(),
     }
 }
 
 fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
-    let t = &lost.tuple;
-    let peer = std::net::SocketAddr::new(t.remote_ip, t.remote_port);
+    let peer = match &lost.conn {
+        Conn::Tcp(t) => format!("from {}", std::net::SocketAddr::new(t.remote_ip, t.remote_port)),
+        Conn::Unix { path, .. } => format!("over unix:{path}"),
+    };
     let happened = what_happened(lost, server);
     let detail = match &lost.evidence {
         Evidence::Close { state, clause, .. } => format!(
@@ -170,8 +178,22 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
             },
             reason_text(reset, view)
         ),
+        Evidence::UnixClose { dropped, queued: true } => format!("{} bytes of it were never read", dropped.len),
+        Evidence::UnixClose { dropped, .. } => format!("bytes of it ({}) were still unread", dropped.len),
+        Evidence::UnixRefused { what } => format!("connect failed with {}", errno(what.error)),
     };
-    format!("{happened} (from {peer}): {detail}")
+    format!("{happened} ({peer}): {detail}")
+}
+
+/// As a log of nginx has it.
+pub fn errno(error: u32) -> String {
+    match error {
+        2 => "2 (No such file or directory)".into(),
+        11 => "11 (Resource temporarily unavailable)".into(),
+        13 => "13 (Permission denied)".into(),
+        111 => "111 (Connection refused)".into(),
+        other => other.to_string(),
+    }
 }
 
 /// The name that this kernel gives to a reset reason; nothing where it has none.

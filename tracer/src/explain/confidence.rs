@@ -97,7 +97,7 @@ pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Serve
     if server.kind != Kind::Unknown && !server.sure {
         finding.confidence.cap(0.8, format!("that this is {} is only a guess ({})", server.name(), server.why));
     }
-    if tls_port(lost.tuple.local_port) && maybe_idle_tls(lost) {
+    if lost.tcp().is_some_and(|t| tls_port(t.local_port)) && maybe_idle_tls(lost) {
         finding.confidence.cap(0.6, "on a TLS port an idle connection can look unanswered");
     }
 }

@@ -4,7 +4,7 @@ use super::server::Server;
 use super::{Finding, View};
 use crate::correlate::answer::Closer;
 use crate::correlate::detect::tls_port;
-use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::lost::{Conn, Evidence, Lost};
 use crate::identity::{ContainerInfo, Place};
 use crate::model::event::BootNs;
 use crate::model::incident::{
@@ -37,7 +37,8 @@ pub fn assemble(
     let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
     // Only a requester that closed first leaves a record; for other losses an entry could only be an older connection's.
     let gave_up = matches!(lost.evidence, Evidence::Close { closer: Closer::PeerFin, .. });
-    let requester = gave_up.then(|| view.history.gave_up(&lost.tuple, lost.at)).flatten().map(|(_, _, task)| task);
+    let requester =
+        lost.tcp().filter(|_| gave_up).and_then(|t| view.history.gave_up(t, lost.at)).map(|(_, _, task)| task);
     Incident {
         kind: "incident".into(),
         schema: SCHEMA,
@@ -58,18 +59,26 @@ pub fn assemble(
         response: Response { status: None, source: "none".into(), bytes: 0 },
         requests: Requests {
             count: 1,
-            bound: if tls_port(lost.tuple.local_port) { Bound::AtLeast } else { Bound::Exact },
+            bound: if lost.tcp().is_some_and(|t| tls_port(t.local_port)) { Bound::AtLeast } else { Bound::Exact },
         },
         requester: Requester {
-            ip: lost.tuple.remote_ip,
-            port: lost.tuple.remote_port,
+            ip: lost.tcp().map(|t| t.remote_ip),
+            port: lost.tcp().map(|t| t.remote_port),
             kind: "unknown".into(),
             container: requester.and_then(|t| match view.table.place(t) {
                 Place::Container(c) => Some(c.container.id.clone()),
                 _ => None,
             }),
         },
-        server: incident::Server { ip: lost.tuple.local_ip, port: lost.tuple.local_port, netns: lost.tuple.netns },
+        server: incident::Server {
+            ip: lost.tcp().map(|t| t.local_ip),
+            port: lost.tcp().map(|t| t.local_port),
+            path: match &lost.conn {
+                Conn::Unix { path, .. } => Some(path.clone()),
+                Conn::Tcp(_) => None,
+            },
+            netns: lost.netns(),
+        },
         age_ms: lost.age_ms,
         stop: stop.map(str::to_string),
         pod: container.and_then(pod_of),
@@ -120,17 +129,19 @@ fn loss(view: &View, from: BootNs, to: BootNs) -> Loss {
 
 /// The same loss has the same id in every replay: FNV-1a over what names it.
 fn id(boot_id: &str, lost: &Lost) -> String {
-    let t = &lost.tuple;
     let what = match lost.evidence {
         Evidence::Close { .. } => "close",
         Evidence::Refused { .. } => "refused",
         Evidence::LateData { .. } => "late",
         Evidence::Handshake { .. } => "handshake",
+        Evidence::UnixClose { .. } => "unix-close",
+        Evidence::UnixRefused { .. } => "unix-refused",
     };
-    let text = format!(
-        "{boot_id}|{}|{what}|{}:{}|{}:{}|{}",
-        lost.at, t.local_ip, t.local_port, t.remote_ip, t.remote_port, t.netns
-    );
+    let ends = match &lost.conn {
+        Conn::Tcp(t) => format!("{}:{}|{}:{}|{}", t.local_ip, t.local_port, t.remote_ip, t.remote_port, t.netns),
+        Conn::Unix { path, netns, id } => format!("{path}|{id}|{netns}"),
+    };
+    let text = format!("{boot_id}|{}|{what}|{ends}", lost.at);
     format!("i-{:016x}", fnv(text.as_bytes()))
 }
 

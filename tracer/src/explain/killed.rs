@@ -34,7 +34,7 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
     if let Some(closed) = &closed {
-        chain.listener_closed(closed, lost.tuple.local_port, view);
+        chain.listener_closed(closed, &lost.address(), view);
     }
     chain.exit(story.exit, "sockets-are-closed-by-exit", view);
     if let Some(zap) = story.zap {

@@ -52,7 +52,7 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         return Some(overridden(chain, confidence, lost, quit, signal, view));
     }
     // A listener that closed before the signal shows that something had asked for a graceful end earlier.
-    let t = &lost.tuple;
+    let t = lost.tcp()?;
     let closes = view.table.listeners().closes(t.netns, t.local_ip, t.local_port, 0, signal.at);
     if closes.last().is_some_and(|c| c.left == 0 && signal.at.saturating_sub(c.at) < QUIT_NS) {
         confidence.cap(0.8, "the listener had been closed before this signal: an earlier one was not seen");
@@ -147,7 +147,7 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     }
     let signal = server.asked_to_stop(view, closed.at)?;
     let (chain, mut confidence) = after_listener(lost, server, closed, signal, view);
-    let t = &lost.tuple;
+    let t = lost.tcp()?;
     if view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at).is_some() {
         confidence.cap(0.6, "the port was opened again: a restart, or an endpoint that had not been removed");
     }
@@ -209,7 +209,7 @@ pub(super) fn after_listener(
 ) -> (Chain, Confidence) {
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
-    chain.listener_closed(closed, lost.tuple.local_port, view);
+    chain.listener_closed(closed, &lost.address(), view);
     chain.signal(signal, "stop-signal-closes-the-listener", view);
     let mut confidence = Confidence::of(0.98);
     if let Evidence::Handshake { reset, .. } = &lost.evidence
@@ -226,7 +226,7 @@ pub(super) fn queue_closed(lost: &Lost, view: &View) -> Option<ListenerClosed> {
     match &lost.evidence {
         Evidence::Handshake { closed, .. } => Some(closed.clone()),
         Evidence::Close { closer: Closer::AcceptQueue, .. } => {
-            let t = &lost.tuple;
+            let t = lost.tcp()?;
             let from = lost.at.saturating_sub(QUEUE_NS);
             let closes = view.table.listeners().closes(t.netns, t.local_ip, t.local_port, from, lost.at);
             // With SO_REUSEPORT several sockets of the port may close at once: the one of the same task is meant.

@@ -7,6 +7,8 @@ use crate::model::incident::Cause;
 /// excuses it.
 const ORDER: &[Cause] = &[
     Cause::SupervisorStopOrder,
+    Cause::SidecarGoneFirst,
+    Cause::PrestopFailed,
     Cause::Pid1IgnoresStopSignal,
     Cause::GracePeriodExceeded,
     Cause::ContainerKilled,
@@ -17,8 +19,10 @@ const ORDER: &[Cause] = &[
     Cause::FpmFastShutdown,
     Cause::NginxAcceptQueueDropped,
     Cause::FpmAcceptQueueDropped,
+    Cause::FpmListenQueueFull,
     Cause::EndpointRace,
     Cause::FpmNotListening,
+    Cause::NginxNotListening,
     Cause::KeepaliveRaceOnShutdown,
     Cause::KeepaliveRace,
     Cause::RequesterReset,

@@ -33,7 +33,7 @@ fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, 
 /// The requesting side's FIN came while the request was open: a user who left, or an edge that lost patience.
 pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let Evidence::Close { closer: Closer::PeerFin, .. } = &lost.evidence else { return None };
-    let Some((at, _, task)) = view.history.gave_up(&lost.tuple, lost.at) else {
+    let Some((at, _, task)) = view.history.gave_up(lost.tcp()?, lost.at) else {
         let mut f =
             finding(lost, server, view, Cause::ClientAbort, 0.6, "the requesting side gave up before the answer");
         f.missing.push(Missing {

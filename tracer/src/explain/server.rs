@@ -4,7 +4,7 @@ use super::View;
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::Lost;
 use crate::identity::{Role, ServerKind};
-use crate::model::event::{BootNs, ProcKey, TICK_NS, Task};
+use crate::model::event::{BootNs, ProcKey, TICK_NS, Task, Tuple};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -74,8 +74,8 @@ pub fn of(lost: &Lost, view: &View) -> Server {
         _ if view.table.process(&actor.key).is_none() => Server { kind: Kind::Unknown, ..base },
         // Something else held the last copy of nginx's or php-fpm's socket: the loss is theirs, who closed is not known.
         _ => {
-            let t = &lost.tuple;
-            let owner = view.table.server_at(t.netns, t.local_ip, t.local_port, lost.at).map(|s| s.kind);
+            let at = |t: &Tuple| view.table.server_at(t.netns, t.local_ip, t.local_port, lost.at);
+            let owner = lost.tcp().and_then(at).map(|s| s.kind);
             let kind = match owner {
                 Some(ServerKind::Nginx) => Kind::Nginx,
                 Some(ServerKind::PhpFpm) => Kind::PhpFpm,

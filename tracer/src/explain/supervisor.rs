@@ -74,7 +74,7 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     match &how {
         How::Cut(Some(exit)) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         How::Cut(None) => confidence.cap(0.8, "the exit of the child was not seen"),
-        How::Gone(closed) => chain.listener_closed(closed, lost.tuple.local_port, view),
+        How::Gone(closed) => chain.listener_closed(closed, &lost.address(), view),
     }
     chain.signal(to_master, "supervisor-stops-php-fpm-first", view);
     let mut trigger = Trigger::Unknown;

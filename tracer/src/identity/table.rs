@@ -110,6 +110,8 @@ impl Table {
             }
             EventKind::ResetSent(s) => self.touch(&s.task, Known::Record, at),
             EventKind::OomVictim { task } => self.touch(task, Known::Record, at),
+            EventKind::UnixDropped(d) => self.touch(&d.task, Known::Record, at),
+            EventKind::UnixRefused(r) => self.touch(&r.task, Known::Record, at),
             EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => {}
         }
     }

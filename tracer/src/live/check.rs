@@ -82,7 +82,7 @@ impl Own {
             EventKind::TcpState(s) => ours(&s.tuple),
             EventKind::ResetSent(r) => ours(&r.tuple),
             EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => ours(&n.tuple),
-            EventKind::OomVictim { .. } => false,
+            EventKind::OomVictim { .. } | EventKind::UnixDropped(_) | EventKind::UnixRefused(_) => false,
         }
     }
 }

@@ -32,6 +32,11 @@ pub(super) fn cgroups(event: &Event) -> Vec<(Hierarchy, u64)> {
             ids.extend(r.digest.iter().map(|d| (Hierarchy::V2, d.sk_cgroup)));
         }
         EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => ids.push((Hierarchy::V2, n.sk_cgroup)),
+        EventKind::UnixDropped(d) => {
+            task(&d.task);
+            ids.extend([(Hierarchy::V2, d.server_cgroup), (Hierarchy::V2, d.client_cgroup)]);
+        }
+        EventKind::UnixRefused(r) => task(&r.task),
     }
     ids.retain(|(_, id)| *id != 0);
     ids

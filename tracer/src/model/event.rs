@@ -114,6 +114,8 @@ pub enum EventKind {
     ResetReceived(TcpNotice),
     SynRetransmitted(TcpNotice),
     OomVictim { task: Task },
+    UnixDropped(UnixDropped),
+    UnixRefused(UnixRefused),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -295,4 +297,37 @@ pub struct TcpNotice {
     pub bytes_received: u64,
     pub bytes_sent: u64,
     pub total_retrans: u32,
+}
+
+/// `kfree_skb` of what a closing AF_UNIX stream socket had in its receive queue (`unix_release_sock()`): bytes that the
+/// server never read, or (`embryo`) a connection that nobody had accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixDropped {
+    /// The server's socket of this connection; names the connection. 0 unknown.
+    pub server_sk: u64,
+    /// The socket that had sent the bytes; 0 for an embryo.
+    pub client_sk: u64,
+    /// v2 cgroups of the two sockets; 0 unknown.
+    pub server_cgroup: u64,
+    pub client_cgroup: u64,
+    pub netns: u32,
+    /// The connection itself, thrown out of a listener's accept queue.
+    pub embryo: bool,
+    /// Of the skb, with what had been read of it already; 0 for an embryo.
+    pub len: u32,
+    /// The server's address: a path, or `@name` for an abstract one. Hostile.
+    pub path: String,
+    /// Who closed.
+    pub task: Task,
+}
+
+/// `unix_stream_connect()` failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixRefused {
+    /// Positive errno: 2 ENOENT, 11 EAGAIN (the accept queue is full), 111 ECONNREFUSED …
+    pub error: u32,
+    /// As [`UnixDropped::path`].
+    pub path: String,
+    /// Who wanted to connect.
+    pub task: Task,
 }

@@ -48,6 +48,8 @@ ids! {
         NginxAcceptQueueDropped = "nginx-accept-queue-dropped", KeepaliveRace = "keepalive-race",
         KeepaliveRaceOnShutdown = "keepalive-race-on-shutdown", FpmControlTimeoutZero = "fpm-control-timeout-zero",
         FpmAcceptQueueDropped = "fpm-accept-queue-dropped", FpmNotListening = "fpm-not-listening",
+        NginxNotListening = "nginx-not-listening", PrestopFailed = "prestop-failed",
+        SidecarGoneFirst = "sidecar-gone-first", FpmListenQueueFull = "fpm-listen-queue-full",
         ClientAbort = "client-abort", EdgeTimeout = "edge-timeout", RequesterReset = "requester-reset",
         DeliberateClose = "deliberate-close", Unexplained = "unexplained",
     }
@@ -134,8 +136,9 @@ pub struct Requests {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Requester {
-    pub ip: IpAddr,
-    pub port: u16,
+    /// Null on AF_UNIX.
+    pub ip: Option<IpAddr>,
+    pub port: Option<u16>,
     /// `edge`, `probe`, `health-check`, `sidecar`, `unknown`.
     pub kind: String,
     /// Container id when the requester is on this node.
@@ -144,8 +147,11 @@ pub struct Requester {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Server {
-    pub ip: IpAddr,
-    pub port: u16,
+    /// Null on AF_UNIX, which has a path instead.
+    pub ip: Option<IpAddr>,
+    pub port: Option<u16>,
+    /// Hostile: escape before printing.
+    pub path: Option<String>,
     pub netns: u32,
 }
 

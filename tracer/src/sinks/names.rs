@@ -178,6 +178,8 @@ pub const KINDS: &[&str] = &[
     "reset-received",
     "syn-retransmitted",
     "oom-victim",
+    "unix-dropped",
+    "unix-refused",
 ];
 
 pub fn kind(kind: &EventKind) -> &'static str {
@@ -192,6 +194,8 @@ pub fn kind(kind: &EventKind) -> &'static str {
         EventKind::ResetReceived(_) => "reset-received",
         EventKind::SynRetransmitted(_) => "syn-retransmitted",
         EventKind::OomVictim { .. } => "oom-victim",
+        EventKind::UnixDropped(_) => "unix-dropped",
+        EventKind::UnixRefused(_) => "unix-refused",
     }
 }
 

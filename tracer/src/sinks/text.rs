@@ -130,7 +130,10 @@ fn subject(pod: Option<&Pod>, container: Option<&Container>) -> String {
 
 /// Who asked whom, what came back.
 fn exchange(i: &Incident) -> String {
-    let server = endpoint(i.server.ip, i.server.port);
+    let server = match &i.server.path {
+        Some(path) => format!("unix:{}", crate::sinks::escape::escape(path)),
+        None => endpoint(i.server.ip, i.server.port),
+    };
     let requester = endpoint(i.requester.ip, i.requester.port);
     let mut text = format!("{requester} -> {server}");
     if i.requester.kind != "unknown" {
@@ -152,8 +155,8 @@ fn exchange(i: &Incident) -> String {
     text
 }
 
-fn endpoint(ip: std::net::IpAddr, port: u16) -> String {
-    std::net::SocketAddr::new(ip, port).to_string()
+fn endpoint(ip: Option<std::net::IpAddr>, port: Option<u16>) -> String {
+    ip.zip(port).map_or_else(|| "a local process".into(), |(ip, port)| std::net::SocketAddr::new(ip, port).to_string())
 }
 
 fn classification(i: &Incident) -> String {

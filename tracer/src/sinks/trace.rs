@@ -58,6 +58,19 @@ pub fn line(event: &Event, context: Context<'_>) -> String {
             _ = write!(out, "tcp {} {}", tuple(&n.tuple, n.side), paint.yellow("SYN sent again"));
             notice(&mut out, n);
         }
+        EventKind::UnixDropped(d) => {
+            let what = if d.embryo { "connection dropped from the accept queue" } else { "closed with bytes unread" };
+            _ = write!(out, "unix {} {} by {}", quote(&d.path), paint.yellow(what), process(&d.task, paint));
+        }
+        EventKind::UnixRefused(r) => {
+            let error = crate::explain::chain::errno(r.error);
+            _ = write!(
+                out,
+                "unix {} {} = {error}",
+                process(&r.task, paint),
+                paint.yellow(&format!("connect({})", quote(&r.path)))
+            );
+        }
         EventKind::OomVictim { task } => {
             _ = write!(out, "{} {}", process(task, paint), paint.red("chosen by the OOM killer"));
         }

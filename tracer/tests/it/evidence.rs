@@ -36,10 +36,13 @@ fn run<'a>(inputs: impl IntoIterator<Item = &'a Input>) -> Vec<Incident> {
 }
 
 /// The connection of an incident: it stays the same when its verdict does not.
-type Connection = (std::net::IpAddr, u16, std::net::IpAddr, u16);
+type Connection = (End, End, Option<u64>);
+type End = Option<(std::net::IpAddr, u16)>;
 
 fn connection(i: &Incident) -> Connection {
-    (i.server.ip, i.server.port, i.requester.ip, i.requester.port)
+    // A unix connection has no ends of its own: its time names it.
+    let at = i.server.path.as_ref().map(|_| i.at_boot_ns);
+    (i.server.ip.zip(i.server.port), i.requester.ip.zip(i.requester.port), at)
 }
 
 fn certain(i: &Incident) -> bool {

@@ -165,6 +165,18 @@ pub(crate) fn events() -> Vec<Event> {
         EventKind::SynRetransmitted(notice()),
         EventKind::OomVictim { task: task("php-fpm", 8600) },
         EventKind::ResetSent(ResetSent { reason: None, ..reset_sent(ResetSocket::None) }),
+        EventKind::UnixDropped(UnixDropped {
+            server_sk: 7,
+            client_sk: 8,
+            server_cgroup: 44,
+            client_cgroup: 45,
+            netns: 4_026_532_210,
+            embryo: false,
+            len: 552,
+            path: "/run/php.sock".into(),
+            task: task("php-fpm8.2", 8600),
+        }),
+        EventKind::UnixRefused(UnixRefused { error: 111, path: "/run/php.sock".into(), task: task("nginx", 8597) }),
     ];
     for info in [SigInfo::None, SigInfo::Kernel, SigInfo::Real] {
         kinds.push(EventKind::SignalGenerated(signal(info)));
@@ -303,8 +315,13 @@ pub(crate) fn incident() -> Incident {
         also_matched: vec![Cause::EndpointRace],
         response: Response { status: None, source: "none".into(), bytes: 0 },
         requests: Requests { count: 1, bound: Bound::Exact },
-        requester: Requester { ip: IpAddr::from([10, 0, 9, 2]), port: 51514, kind: "edge".into(), container: None },
-        server: Server { ip: IpAddr::from([10, 0, 3, 7]), port: 80, netns: 4_026_532_210 },
+        requester: Requester {
+            ip: Some(IpAddr::from([10, 0, 9, 2])),
+            port: Some(51514),
+            kind: "edge".into(),
+            container: None,
+        },
+        server: Server { ip: Some(IpAddr::from([10, 0, 3, 7])), port: Some(80), path: None, netns: 4_026_532_210 },
         age_ms: Some(2412),
         stop: Some("s-8f1f6a0c-12".into()),
         pod: Some(pod()),

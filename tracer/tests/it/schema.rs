@@ -67,8 +67,8 @@ fn incidents_of_every_kind() {
         check(&validator, &incident(Incident { requests: Requests { count: 1, bound }, ..samples::incident() }));
     }
     let mut v6 = samples::incident();
-    v6.server.ip = "fd00::7".parse().unwrap();
-    v6.requester.ip = "::1".parse().unwrap();
+    v6.server.ip = Some("fd00::7".parse().unwrap());
+    v6.requester.ip = Some("::1".parse().unwrap());
     check(&validator, &incident(v6));
 }
 

@@ -224,6 +224,8 @@ fn events_as_lines() {
         "tcp 10.0.3.7:80 -> 10.0.9.2:51514 RST received in SYN_SENT rx=0 tx=0 retransmitted=1",
         "tcp 10.0.3.7:80 -> 10.0.9.2:51514 SYN sent again in SYN_SENT rx=0 tx=0 retransmitted=1",
         "php-fpm[8600/1] chosen by the OOM killer",
+        "unix \"/run/php.sock\" closed with bytes unread by php-fpm8.2[8600/1]",
+        "unix nginx[8597/1] connect(\"/run/php.sock\") = 111 (Connection refused)",
         "tcp 10.0.3.7:80 <- 10.0.9.2:51514 RST sent to [S] len=0, no socket, closed before by 8597 rx=79 tx=600",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_USER} from runc[8632] (host)",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_KERNEL} from the kernel in runc[8632] (host)",
