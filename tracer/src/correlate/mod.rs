@@ -114,7 +114,12 @@ impl Engine {
                 kind: l.kind,
                 count: l.count,
             }),
-            Input::Tick { .. } | Input::Stopped { .. } | Input::Process(_) | Input::Listener(_) | Input::Cgroup(_) => {}
+            Input::Tick { .. }
+            | Input::Stopped { .. }
+            | Input::Process(_)
+            | Input::Listener(_)
+            | Input::Cgroup(_)
+            | Input::StopCounters(_) => {}
         }
         out
     }

@@ -84,7 +84,7 @@ impl Table {
             Input::Listener(fact) => self.observe_listener(fact),
             Input::Cgroup(fact) => self.observe_cgroup(fact),
             Input::Tick { at } | Input::Ready { at } | Input::Stopped { at } => self.advance(*at),
-            Input::Started(_) | Input::Clock { .. } | Input::Loss(_) => {}
+            Input::Started(_) | Input::Clock { .. } | Input::Loss(_) | Input::StopCounters(_) => {}
         }
     }
 

@@ -24,6 +24,7 @@ pub enum Input {
         wall_ns: i64,
     },
     Loss(LossFact),
+    StopCounters(StopCounters),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
     Tick {
         at: BootNs,
@@ -132,6 +133,26 @@ pub struct CgroupFact {
 pub enum Hierarchy {
     V2,
     V1,
+}
+
+/// What the kernel side counted for a cgroup since its first stop signal (TERM, QUIT or INT to a thread group leader, from
+/// another process that is not its parent): connections that ended with their answer sent are not events. Given when it
+/// changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopCounters {
+    /// When it was read: what came later is not in it.
+    pub at: BootNs,
+    /// v2 id, of the signal's target and of the sockets that are counted.
+    pub cgroup: u64,
+    /// The first stop signal. The same cgroup with another `signal_at` is another stop.
+    pub signal_at: BootNs,
+    /// Server-side connections that were established after the signal, and the last of them.
+    pub accepted_after: u64,
+    pub last_accept: Option<BootNs>,
+    /// Server-side connections whose last request had come before the signal and was answered after it, and the close of
+    /// the last of them.
+    pub answered_after: u64,
+    pub last_answered: Option<BootNs>,
 }
 
 /// Something was not seen. `count` more since the last fact of this hook and kind.

@@ -252,6 +252,7 @@ pub fn time_of(input: &Input) -> BootNs {
         Input::Listener(fact) => fact.at,
         Input::Cgroup(fact) => fact.at,
         Input::Loss(fact) => fact.to,
+        Input::StopCounters(fact) => fact.at,
         Input::Ready { at } | Input::Clock { at, .. } | Input::Tick { at } | Input::Stopped { at } => *at,
     }
 }

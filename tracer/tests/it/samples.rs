@@ -275,6 +275,15 @@ pub(crate) fn inputs() -> Vec<Input> {
         let fact = LossFact { from: at, to: at + 9, hook: "tcp_send_reset".into(), kind, count: n as u64 + 1 };
         inputs.push(Input::Loss(fact));
     }
+    inputs.push(Input::StopCounters(StopCounters {
+        at: 202_900_000_000,
+        cgroup: 18,
+        signal_at: 200_000_000_000,
+        accepted_after: 3,
+        last_accept: Some(202_100_000_000),
+        answered_after: 0,
+        last_answered: None,
+    }));
     inputs.push(Input::Tick { at: 203_000_000_000 });
     inputs.push(Input::Stopped { at: 204_500_000_000 });
     inputs
