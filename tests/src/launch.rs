@@ -21,6 +21,8 @@ pub struct Spec {
     pub netns: Option<PathBuf>,
     /// Directory of the cgroup to join.
     pub cgroup: Option<PathBuf>,
+    /// Host pid of a container's PID 1: join its pid, mount and network namespaces instead of making new ones.
+    pub enter: Option<i32>,
     /// Stay in the caller's pid and mount namespaces: for helpers such as a load client.
     pub plain: bool,
     /// Files or directories seen elsewhere in the container: (outside, inside).
@@ -50,6 +52,9 @@ impl Launched {
             if let Some(value) = value {
                 command.arg(flag).arg(value);
             }
+        }
+        if let Some(pid) = spec.enter {
+            command.arg("--enter").arg(pid.to_string());
         }
         if spec.plain {
             command.arg("--plain");

@@ -6,6 +6,7 @@
 //! cgroup   kubepods-like paths in the v2 hierarchy
 //! net      network namespaces and veth pairs; tun: a path with delay, loss, duplicates, reordering
 //! pod      containers; nginx, php: their configurations; site: client, edge and pod put together
+//! kubelet  the end of a pod: preStop, endpoint propagation, stop signal, grace period
 //! load     the client and its ledger (one line per request)
 //! tracer   starts and stops why502
 //! ledger   the comparison: one incident per lost request, with an allowed cause
@@ -17,6 +18,7 @@
 pub mod cgroup;
 pub mod fire;
 pub mod guard;
+pub mod kubelet;
 pub mod launch;
 pub mod ledger;
 pub mod load;

@@ -5,6 +5,7 @@ use crate::launch::{Launched, Spec};
 use crate::net::Netns;
 use anyhow::Result;
 use nix::sys::signal::Signal;
+use std::ffi::OsString;
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -56,6 +57,14 @@ impl Container {
     /// To PID 1, from outside of the container, as a runtime does.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
+    }
+
+    /// Starts a command in this container, as `kubectl exec` and an exec hook do: its parent is outside.
+    pub fn exec<S: Into<OsString> + Clone>(&self, argv: &[S]) -> Result<Launched> {
+        let mut spec = Spec::new(argv.iter().cloned());
+        spec.enter = Some(self.pid());
+        spec.cgroup = Some(self.cgroup.dir());
+        Launched::start(&spec)
     }
 
     pub fn running(&mut self) -> bool {

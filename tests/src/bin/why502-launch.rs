@@ -29,6 +29,9 @@ struct Args {
     /// Directory of the cgroup v2 to join
     #[arg(long)]
     cgroup: Option<PathBuf>,
+    /// Host pid of a container's PID 1: join its pid, mount and network namespaces instead of making new ones
+    #[arg(long, conflicts_with_all = ["plain", "netns", "bind"])]
+    enter: Option<i32>,
     /// No pid and mount namespaces
     #[arg(long)]
     plain: bool,
@@ -55,8 +58,10 @@ fn main() -> ExitCode {
 fn start(args: &Args) -> Result<ExitCode> {
     // Closed by a successful exec; carries the reason of a failed one.
     let (reader, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
-    if !args.plain {
-        // Only the children of this process get into the new namespace: the next one is its PID 1.
+    // Only the children of this process get into the namespace; of a new one, the next child is PID 1.
+    if let Some(pid) = args.enter {
+        join(pid, "pid", CloneFlags::CLONE_NEWPID)?;
+    } else if !args.plain {
         unshare(CloneFlags::CLONE_NEWPID).context("cannot make a pid namespace")?;
     }
     // SAFETY: this process has one thread, so the child may do anything.
@@ -98,7 +103,11 @@ fn become_container(args: &Args) -> Result<std::convert::Infallible> {
         let file = File::open(netns).with_context(|| format!("cannot open {}", netns.display()))?;
         setns(file, CloneFlags::CLONE_NEWNET).with_context(|| format!("cannot join {}", netns.display()))?;
     }
-    if !args.plain {
+    if let Some(pid) = args.enter {
+        join(pid, "net", CloneFlags::CLONE_NEWNET)?;
+        // The last one: the host's /proc, where the others are found, is gone with it.
+        join(pid, "mnt", CloneFlags::CLONE_NEWNS)?;
+    } else if !args.plain {
         own_mounts(args)?;
     }
     let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
@@ -115,6 +124,13 @@ fn become_container(args: &Args) -> Result<std::convert::Infallible> {
     let argv = args.command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let Some(program) = argv.first() else { bail!("no command") };
     execvp(program, &argv).with_context(|| format!("cannot run {:?}", args.command[0]))
+}
+
+/// Enters a namespace of the process `pid`.
+fn join(pid: i32, name: &str, kind: CloneFlags) -> Result<()> {
+    let path = format!("/proc/{pid}/ns/{name}");
+    let file = File::open(&path).with_context(|| format!("cannot open {path}"))?;
+    setns(file, kind).with_context(|| format!("cannot enter {path}"))
 }
 
 fn own_mounts(args: &Args) -> Result<()> {

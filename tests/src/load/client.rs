@@ -64,9 +64,15 @@ impl Load {
         Ok(Self { progress, stop, thread: Some(thread) })
     }
 
+    /// The balancer has learned that the pod is going away: no further request is begun here, kept connections are closed,
+    /// and requests under way come to their end.
+    pub fn move_away(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// No further request is begun; those under way come to their end first.
     pub fn stop(self) -> Result<Vec<Request>> {
-        self.stop.store(true, Ordering::Relaxed);
+        self.move_away();
         self.join()
     }
 
