@@ -4,6 +4,13 @@ use super::answer::{Clause, Closer};
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task, TcpState, Tuple, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
 
+/// What connect(2) fails with on AF_UNIX, include/uapi/asm-generic/errno-base.h and errno.h.
+pub mod errno {
+    pub const NOENT: u32 = 2;
+    pub const AGAIN: u32 = 11;
+    pub const CONNREFUSED: u32 = 111;
+}
+
 #[derive(Clone, Debug)]
 pub struct Lost {
     /// The event that shows the loss.
@@ -57,6 +64,34 @@ impl Lost {
             Conn::Unix { path, .. } => format!("unix:{path}"),
         }
     }
+    /// A process had the connection, and ended it without an answer.
+    pub fn cut_in_flight(&self) -> bool {
+        matches!(
+            &self.evidence,
+            Evidence::Close { closer: Closer::Local, .. } | Evidence::UnixClose { queued: false, .. }
+        )
+    }
+    /// Nobody had accepted it when its listener went.
+    pub fn thrown_out_of_queue(&self) -> bool {
+        matches!(
+            &self.evidence,
+            Evidence::Close { closer: Closer::AcceptQueue, .. }
+                | Evidence::Handshake { .. }
+                | Evidence::UnixClose { queued: true, .. }
+        )
+    }
+    /// Nobody listened.
+    pub fn refused(&self) -> bool {
+        match &self.evidence {
+            Evidence::Refused { .. } => true,
+            Evidence::UnixRefused { what } => what.error != errno::AGAIN,
+            _ => false,
+        }
+    }
+    /// There was a listener, and no room in its queue.
+    pub fn queue_full(&self) -> bool {
+        matches!(&self.evidence, Evidence::UnixRefused { what } if what.error == errno::AGAIN)
+    }
     /// Data that came too late for a connection on which nothing had ever passed: its first request, not a race on a kept
     /// connection.
     pub fn first_request(&self) -> bool {
@@ -83,10 +118,18 @@ pub enum Evidence {
     LateData { reset: Box<ResetSent>, closed_at: Option<BootNs> },
     /// The client believed itself connected, the half-open connection had gone with its listener.
     Handshake { reset: Box<ResetSent>, closed: ListenerClosed },
-    /// An AF_UNIX connection was closed with bytes unread; `queued`: nobody had accepted it.
-    UnixClose { dropped: Box<UnixDropped>, queued: bool },
+    /// An AF_UNIX connection was closed with bytes unread; `queued`: nobody had accepted it, `thrown` shows that where
+    /// `dropped` does not.
+    UnixClose { dropped: Box<UnixDropped>, queued: bool, thrown: Option<Thrown> },
     /// An AF_UNIX connect failed.
     UnixRefused { what: Box<UnixRefused> },
+}
+
+/// The record of a connection that a closing AF_UNIX listener had in its queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Thrown {
+    pub event: EventId,
+    pub at: BootNs,
 }
 
 /// The close of the last socket that listened on an address.

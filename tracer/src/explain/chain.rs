@@ -4,7 +4,7 @@ use super::View;
 use super::server::Server;
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost};
+use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, Thrown};
 use crate::identity::{Place, Role};
 use crate::model::event::{BootNs, EventId, ResetSent, Task};
 use crate::model::incident::{Link, ProcessRef, Trigger};
@@ -83,6 +83,15 @@ impl Chain {
             Some(process_ref(&closed.task, view)),
             text,
         );
+    }
+
+    /// The record that shows a connection to have been in the queue of a listener that was closed.
+    pub fn thrown_out(&mut self, thrown: &Thrown, lost: &Lost, view: &View) {
+        let task = lost.server.as_ref().and_then(|a| a.task.as_ref());
+        let who = task.map_or("its owner".into(), |t| describe(t, view));
+        let text = format!("{who} closed the listener of {} with the connection still in its queue", lost.address());
+        let process = task.map(|t| process_ref(t, view));
+        self.push(thrown.event, thrown.at, "listener-closed", "thrown-out-of-the-queue", process, text);
     }
 
     pub fn signal(&mut self, signal: &Signal, rule: &'static str, view: &View) {
@@ -178,7 +187,7 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
             },
             reason_text(reset, view)
         ),
-        Evidence::UnixClose { dropped, queued: true } => format!("{} bytes of it were never read", dropped.len),
+        Evidence::UnixClose { dropped, queued: true, .. } => format!("{} bytes of it were never read", dropped.len),
         Evidence::UnixClose { dropped, .. } => format!("bytes of it ({}) were still unread", dropped.len),
         Evidence::UnixRefused { what } => format!("connect failed with {}", errno(what.error)),
     };

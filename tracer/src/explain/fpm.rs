@@ -2,9 +2,9 @@
 
 use super::chain::{self, Chain};
 use super::confidence::Confidence;
+use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, advice, nginx};
-use crate::correlate::answer::Closer;
+use super::{Finding, View, advice};
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::ProcKey;
@@ -16,8 +16,7 @@ const AT_ONCE_NS: u64 = 200_000_000;
 
 /// QUIT to the master, QUIT and TERM from it to the child at once, the child dies of TERM in the middle of a request.
 pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
-    if server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
+    if !lost.cut_in_flight() || server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
         return None;
     }
     let (child, master) = (server.process?, server.master?);
@@ -81,8 +80,7 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
 
 /// TERM to the master: it sends TERM to every child at once, whatever process_control_timeout says, and KILL soon after.
 pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
-    if server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
+    if !lost.cut_in_flight() || server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
         return None;
     }
     let (child, master) = (server.process?, server.master?);
@@ -124,12 +122,12 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
 
 /// Requests that waited in php-fpm's accept queue when it stopped.
 pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    if server.kind != Kind::PhpFpm {
+    if server.kind != Kind::PhpFpm || !lost.thrown_out_of_queue() {
         return None;
     }
-    let closed = nginx::queue_closed(lost, view)?;
-    let signal = server.asked_to_stop(view, closed.at)?;
-    let (chain, confidence) = nginx::after_listener(lost, server, &closed, signal, view);
+    let gone = Gone::of(lost, server, view)?;
+    let signal = server.asked_to_stop(view, gone.at())?;
+    let (chain, confidence) = gone::after(lost, server, &gone, signal, view);
     let handshake = matches!(lost.evidence, Evidence::Handshake { .. });
     Some(Finding {
         cause: Cause::FpmAcceptQueueDropped,
@@ -153,12 +151,12 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
 
 /// php-fpm no longer listened when nginx wanted to pass the request on.
 pub fn not_listening(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Evidence::Refused { closed: Some(closed), .. } = &lost.evidence else { return None };
-    if server.kind != Kind::PhpFpm {
+    if server.kind != Kind::PhpFpm || !lost.refused() {
         return None;
     }
-    let signal = server.asked_to_stop(view, closed.at)?;
-    let (chain, confidence) = nginx::after_listener(lost, server, closed, signal, view);
+    let gone = Gone::of(lost, server, view)?;
+    let signal = server.asked_to_stop(view, gone.at())?;
+    let (chain, confidence) = gone::after(lost, server, &gone, signal, view);
     Some(Finding {
         cause: Cause::FpmNotListening,
         sub_cause: Some("stopped-first"),

@@ -5,11 +5,11 @@
 
 use super::chain::{self, Chain, Sender};
 use super::confidence::Confidence;
+use super::gone::Gone;
 use super::server::{Kind, Server};
 use super::{Finding, View, advice};
-use crate::correlate::answer::Closer;
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::{BootNs, ProcKey};
 use crate::model::incident::{Cause, Trigger};
 
@@ -29,11 +29,11 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     if !matches!(server.kind, Kind::Nginx | Kind::PhpFpm) {
         return None;
     }
-    let (victim, closed) = victim(lost, server, view)?;
+    let (victim, gone) = victim(lost, server, view)?;
     let story = story(&victim, lost.at, server, view)?;
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
-    if let Some(closed) = &closed {
+    if let Some(Gone::Closed(closed)) = &gone {
         chain.listener_closed(closed, &lost.address(), view);
     }
     chain.exit(story.exit, "sockets-are-closed-by-exit", view);
@@ -82,20 +82,14 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     })
 }
 
-/// Whose exit made the loss, and the listener's close where that is the link between them.
-fn victim(lost: &Lost, server: &Server, view: &View) -> Option<(ProcKey, Option<ListenerClosed>)> {
-    match &lost.evidence {
-        Evidence::Close { closer: Closer::Local, .. } if server.exiting => Some((server.process?, None)),
-        Evidence::Close { closer: Closer::AcceptQueue, .. } | Evidence::Handshake { .. } => {
-            let closed = super::nginx::queue_closed(lost, view)?;
-            Some((closed.task.key(), Some(closed)))
-        }
-        Evidence::Refused { closed: Some(closed), .. } if closed.task.exiting() => {
-            Some((closed.task.key(), Some(closed.clone())))
-        }
-        Evidence::LateData { .. } if server.exiting => Some((server.process?, None)),
-        _ => None,
+/// Whose exit made the loss, and the end of the listener where that is the link between them.
+fn victim<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<(ProcKey, Option<Gone<'v>>)> {
+    let cut = lost.cut_in_flight() || matches!(lost.evidence, Evidence::LateData { .. });
+    if cut {
+        return server.process.filter(|_| server.exiting).map(|key| (key, None));
     }
+    let gone = Gone::of(lost, server, view)?;
+    Some((gone.exited()?, Some(gone)))
 }
 
 fn story<'v>(victim: &ProcKey, until: BootNs, server: &Server, view: &'v View) -> Option<Story<'v>> {

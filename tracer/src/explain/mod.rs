@@ -8,6 +8,7 @@ pub mod advice;
 pub mod chain;
 pub mod confidence;
 mod fpm;
+mod gone;
 mod incident;
 mod keepalive;
 mod killed;

@@ -6,16 +6,15 @@
 
 use super::chain::{self, Chain};
 use super::confidence::Confidence;
+use super::gone::{self, Gone};
 use super::server::{Kind, Server};
 use super::{Finding, View, advice};
 use crate::correlate::answer::Closer;
 use crate::correlate::history::{Signal, sig};
-use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Trigger};
 
-/// A listener's children are thrown out in the same close() that ended the listener (inet_csk_listen_stop()).
-const QUEUE_NS: u64 = 100_000_000;
 /// The longest drain that is taken for one stop: an hour, longer than any sane grace period.
 const QUIT_NS: u64 = 3_600_000_000_000;
 /// After the timeout a worker closes all and exits in the same turn of its event loop.
@@ -146,7 +145,7 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         return None;
     }
     let signal = server.asked_to_stop(view, closed.at)?;
-    let (chain, mut confidence) = after_listener(lost, server, closed, signal, view);
+    let (chain, mut confidence) = gone::after(lost, server, &Gone::Closed(closed.clone()), signal, view);
     let t = lost.tcp()?;
     if view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at).is_some() {
         confidence.cap(0.6, "the port was opened again: a restart, or an endpoint that had not been removed");
@@ -172,12 +171,12 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
 
 /// Connections that nginx had not accepted when it closed its listener: reset from the queue, or lost in the handshake.
 pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    if server.kind != Kind::Nginx {
+    if server.kind != Kind::Nginx || !lost.thrown_out_of_queue() {
         return None;
     }
-    let closed = queue_closed(lost, view)?;
-    let signal = server.asked_to_stop(view, closed.at)?;
-    let (chain, confidence) = after_listener(lost, server, &closed, signal, view);
+    let gone = Gone::of(lost, server, view)?;
+    let signal = server.asked_to_stop(view, gone.at())?;
+    let (chain, confidence) = gone::after(lost, server, &gone, signal, view);
     let handshake = matches!(lost.evidence, Evidence::Handshake { .. });
     Some(Finding {
         cause: Cause::NginxAcceptQueueDropped,
@@ -197,46 +196,6 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         advice: advice::prestop_sleep(0),
         missing: Vec::new(),
     })
-}
-
-/// The chain that refused, dropped and half-open connections share: loss ← listener closed ← stop signal.
-pub(super) fn after_listener(
-    lost: &Lost,
-    server: &Server,
-    closed: &ListenerClosed,
-    signal: &Signal,
-    view: &View,
-) -> (Chain, Confidence) {
-    let mut chain = Chain::new(lost.at);
-    chain.loss(lost, server, view);
-    chain.listener_closed(closed, &lost.address(), view);
-    chain.signal(signal, "stop-signal-closes-the-listener", view);
-    let mut confidence = Confidence::of(0.98);
-    if let Evidence::Handshake { reset, .. } = &lost.evidence
-        && reset.in_len == 0
-        && !reset.active
-    {
-        confidence.cap(0.65, "a bare ACK may also be a late duplicate of a finished connection");
-    }
-    (chain, confidence)
-}
-
-/// The listener's close that a dropped or half-open connection belongs to.
-pub(super) fn queue_closed(lost: &Lost, view: &View) -> Option<ListenerClosed> {
-    match &lost.evidence {
-        Evidence::Handshake { closed, .. } => Some(closed.clone()),
-        Evidence::Close { closer: Closer::AcceptQueue, .. } => {
-            let t = lost.tcp()?;
-            let from = lost.at.saturating_sub(QUEUE_NS);
-            let closes = view.table.listeners().closes(t.netns, t.local_ip, t.local_port, from, lost.at);
-            // With SO_REUSEPORT several sockets of the port may close at once: the one of the same task is meant.
-            let owner = lost.server.as_ref().map(|a| a.key);
-            let close = closes.iter().rev().find(|c| c.closer == owner)?;
-            let event = close.event?;
-            Some(ListenerClosed { event, at: close.at, task: view.history.listener_closer(event, lost.at)?.clone() })
-        }
-        _ => None,
-    }
 }
 
 /// The first TERM or INT: from it on nginx drops everything, whatever came before (ngx_terminate is tested before

@@ -2,11 +2,11 @@
 
 use super::chain::Chain;
 use super::confidence::Confidence;
+use super::gone::Gone;
 use super::server::{Kind, Server};
-use super::{Finding, View, advice, chain, nginx};
-use crate::correlate::answer::Closer;
+use super::{Finding, View, advice, chain};
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::{Evidence, ListenerClosed, Lost};
+use crate::correlate::lost::Lost;
 use crate::identity::{Place, Role};
 use crate::model::incident::{Cause, Trigger};
 
@@ -14,26 +14,23 @@ use crate::model::incident::{Cause, Trigger};
 enum How<'v> {
     /// Its child was ended, by this exit.
     Cut(Option<&'v ExitFact>),
-    /// The listener was closed before anybody took it.
-    Gone(ListenerClosed),
+    /// The listener went before anybody took it.
+    Gone(Gone<'v>),
 }
 
 fn how<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<How<'v>> {
-    match &lost.evidence {
-        Evidence::Close { closer: Closer::Local, .. } if server.exiting && !server.is_master => {
-            let exit = server.exit(view).filter(|e| e.at <= lost.at);
-            // A child that crashes, or is chosen by the OOM killer, does so in any order.
-            let own = |e: &ExitFact| {
-                !matches!(e.code & 0x7f, sig::TERM | sig::KILL) || view.history.was_oom_victim(&e.task.key(), lost.at)
-            };
-            (!exit.is_some_and(own)).then_some(How::Cut(exit))
+    if lost.cut_in_flight() {
+        if !server.exiting || server.is_master {
+            return None;
         }
-        Evidence::Refused { closed: Some(closed), .. } => Some(How::Gone(closed.clone())),
-        Evidence::Close { closer: Closer::AcceptQueue, .. } | Evidence::Handshake { .. } => {
-            nginx::queue_closed(lost, view).map(How::Gone)
-        }
-        _ => None,
+        let exit = server.exit(view).filter(|e| e.at <= lost.at);
+        // A child that crashes, or is chosen by the OOM killer, does so in any order.
+        let own = |e: &ExitFact| {
+            !matches!(e.code & 0x7f, sig::TERM | sig::KILL) || view.history.was_oom_victim(&e.task.key(), lost.at)
+        };
+        return (!exit.is_some_and(own)).then_some(How::Cut(exit));
     }
+    (lost.refused() || lost.thrown_out_of_queue()).then(|| Gone::of(lost, server, view).map(How::Gone))?
 }
 
 /// supervisord stops its groups one after another, the last started first: php-fpm is ended completely before nginx even
@@ -45,7 +42,7 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     let how = how(lost, server, view)?;
     let by = match &how {
         How::Cut(_) => lost.at,
-        How::Gone(closed) => closed.at,
+        How::Gone(gone) => gone.at(),
     };
     let master = server.master?;
     let to_master = view.history.signals_to(&master).iter().find(|s| {
@@ -74,7 +71,7 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     match &how {
         How::Cut(Some(exit)) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         How::Cut(None) => confidence.cap(0.8, "the exit of the child was not seen"),
-        How::Gone(closed) => chain.listener_closed(closed, &lost.address(), view),
+        How::Gone(gone) => gone.link(&mut chain, lost, view),
     }
     chain.signal(to_master, "supervisor-stops-php-fpm-first", view);
     let mut trigger = Trigger::Unknown;
