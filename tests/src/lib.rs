@@ -6,9 +6,11 @@
 //! cgroup   kubepods-like paths in the v2 hierarchy
 //! net      network namespaces and veth pairs; tun: a path with delay, loss, duplicates, reordering
 //! pod      containers; nginx, php: their configurations; site: client, edge and pod put together
+//! scene    a site under load: what scenarios stop, and what is compared
 //! kubelet  the end of a pod: preStop, endpoint propagation, stop signal, grace period
 //! load     the client and its ledger (one line per request)
 //! tracer   starts and stops why502
+//! schema   what why502 prints, against docs/schema
 //! ledger   the comparison: one incident per lost request, with an allowed cause
 //! fire     what the probes' smoke test does to the kernel
 //! truth    which causes are right for which lost request
@@ -26,6 +28,8 @@ pub mod net;
 pub mod nginx;
 pub mod php;
 pub mod pod;
+pub mod scene;
+pub mod schema;
 pub mod site;
 pub mod supervised;
 pub mod tracer;
