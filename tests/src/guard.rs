@@ -127,6 +127,16 @@ impl Dir {
     }
 }
 
+impl Dir {
+    /// A copy of a program under this name, for servers that are called otherwise; without a name the program itself.
+    pub fn named(&self, program: PathBuf, name: Option<&str>) -> Result<PathBuf> {
+        let Some(name) = name else { return Ok(program) };
+        let copy = self.open_subdir("bin")?.join(name);
+        std::fs::copy(&program, &copy).with_context(|| format!("cannot copy {}", program.display()))?;
+        Ok(copy)
+    }
+}
+
 impl Drop for Dir {
     fn drop(&mut self) {
         if std::env::var_os("WHY502_KEEP").is_some() {

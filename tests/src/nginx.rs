@@ -3,7 +3,7 @@
 use crate::guard::{self, Dir, run, unprivileged_user};
 use crate::launch::Spec;
 use crate::net::listens;
-use crate::pod::{Container, Pod};
+use crate::pod::{Container, Pid1, Pod};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -29,7 +29,7 @@ pub enum Listen {
     Mapped,
 }
 
-/// The pod's nginx. Port 80: `/static` is answered by nginx itself, `*.php` by php-fpm, `/444` by a bare close.
+/// The pod's nginx. Port 80, or another: `/static` is answered by nginx itself, `*.php` by php-fpm, `/444` by a bare close.
 #[derive(Clone, Debug)]
 pub struct NginxConf {
     pub workers: u32,
@@ -51,8 +51,10 @@ pub struct NginxConf {
     pub http_extra: String,
     pub server_extra: String,
     pub main_extra: String,
-    /// PID 1 is a shell that waits for nginx, as in an entrypoint without `exec`: it has no handler, so TERM is ignored.
-    pub under_shell: bool,
+    pub pid1: Pid1,
+    pub port: u16,
+    /// The file name of the program, when it is not nginx's own: a copy is started.
+    pub name: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +80,9 @@ impl Default for NginxConf {
             http_extra: String::new(),
             server_extra: String::new(),
             main_extra: String::new(),
-            under_shell: false,
+            pid1: Pid1::Server,
+            port: 80,
+            name: None,
         }
     }
 }
@@ -89,29 +93,31 @@ pub struct Nginx {
     pub container: Container,
     pub access_log: PathBuf,
     pub error_log: PathBuf,
-    pub(crate) under_shell: bool,
+    pub program: PathBuf,
 }
 
 /// What an nginx is started with.
 pub(crate) struct Files {
     pub argv: Vec<OsString>,
+    pub program: PathBuf,
     pub access_log: PathBuf,
     pub error_log: PathBuf,
 }
 
 impl Files {
-    fn new(dir: &Dir, name: &str, render: impl FnOnce(&Path) -> String) -> Result<Self> {
+    fn new(dir: &Dir, name: &str, program: PathBuf, render: impl FnOnce(&Path) -> String) -> Result<Self> {
         let base = dir.open_subdir(&format!("nginx-{name}"))?;
         let config = base.join("nginx.conf");
         std::fs::write(&config, render(&base))?;
         let (access_log, error_log) = (base.join("access.log"), base.join("error.log"));
-        let argv = vec![binary()?.into_os_string(), "-c".into(), config.into(), "-p".into(), base.into()];
-        Ok(Self { argv, access_log, error_log })
+        let argv = vec![program.clone().into(), "-c".into(), config.into(), "-p".into(), base.into()];
+        Ok(Self { argv, program, access_log, error_log })
     }
 
     pub(crate) fn of_pod(dir: &Dir, www: &Path, conf: &NginxConf) -> Result<Self> {
         let certificate = conf.tls.map(|_| certificate(dir)).transpose()?;
-        Self::new(dir, "pod", |base| render(conf, base, www, certificate.as_deref()))
+        let program = dir.named(binary()?, conf.name)?;
+        Self::new(dir, "pod", program, |base| render(conf, base, www, certificate.as_deref()))
     }
 }
 
@@ -144,18 +150,16 @@ impl Nginx {
 
     /// Starts an edge that proxies everything to `pod_addr` over at most `keepalive` idle connections.
     pub fn start_edge(pod: &Pod, dir: &Dir, pod_addr: SocketAddr, keepalive: u32) -> Result<Self> {
-        let files = Files::new(dir, "edge", |base| render_edge(base, pod_addr, keepalive))?;
+        let files = Files::new(dir, "edge", binary()?, |base| render_edge(base, pod_addr, keepalive))?;
         Self::run(pod, files, "edge", &NginxConf::default(), &[80])
     }
 
     fn run(pod: &Pod, files: Files, name: &str, conf: &NginxConf, ports: &[u16]) -> Result<Self> {
-        let shell = ["/bin/sh", "-c", "\"$@\" & wait", "entrypoint"].map(OsString::from);
-        let before = if conf.under_shell { &shell[..] } else { &[] };
-        let mut spec = Spec::new(before.iter().cloned().chain(files.argv));
+        let mut spec = Spec::new(conf.pid1.words().iter().map(OsString::from).chain(files.argv));
         spec.log = Some(files.error_log.clone());
         let container = pod.start(spec)?;
-        let (access_log, error_log) = (files.access_log, files.error_log);
-        let mut nginx = Self { container, access_log, error_log, under_shell: conf.under_shell };
+        let (access_log, error_log, program) = (files.access_log, files.error_log, files.program);
+        let mut nginx = Self { container, access_log, error_log, program };
         let pid = nginx.container.pid();
         let started = guard::wait(&format!("nginx ({name})"), Duration::from_secs(20), || {
             let up = ports.iter().all(|p| listens(pid, *p)) && nginx.workers().len() == conf.workers as usize;
@@ -170,8 +174,7 @@ impl Nginx {
 
     /// Host pids of the workers that have taken their unprivileged user: before that one is still starting.
     pub fn workers(&self) -> Vec<i32> {
-        let master = if self.under_shell { self.container.children().pop() } else { Some(self.container.pid()) };
-        master.map(|m| self.container.children_of(m)).unwrap_or_default()
+        self.container.master(&self.program).map(|m| self.container.children_of(m)).unwrap_or_default()
     }
 
     /// What it has logged until now.
@@ -183,7 +186,7 @@ impl Nginx {
 
 impl NginxConf {
     fn ports(&self) -> Vec<u16> {
-        let mut ports = vec![80];
+        let mut ports = vec![self.port];
         ports.extend(self.tls.map(|_| 443));
         ports.extend(self.http2.then_some(81));
         ports
@@ -237,7 +240,7 @@ http {{
 }
 
 fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>) -> String {
-    let mut listens = conf.listens(80, "");
+    let mut listens = conf.listens(conf.port, "");
     if conf.http2 {
         listens += &conf.listens(81, " http2");
     }

@@ -3,7 +3,7 @@
 use crate::guard::{self, Dir, unprivileged_user};
 use crate::launch::Spec;
 use crate::net::listens;
-use crate::pod::{Container, Pod};
+use crate::pod::{Container, Pid1, Pod};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
 use std::ffi::OsString;
@@ -28,6 +28,8 @@ pub fn binary() -> Result<PathBuf> {
 pub enum FpmListen {
     /// On 127.0.0.1.
     Tcp(u16),
+    /// On ::1.
+    Tcp6(u16),
     /// A socket in the site's directory.
     Unix,
 }
@@ -42,6 +44,9 @@ pub struct FpmConf {
     /// More directives of `[global]` and of the pool.
     pub global_extra: String,
     pub pool_extra: String,
+    pub pid1: Pid1,
+    /// The file name of the program, when it is not php-fpm's own: a copy is started.
+    pub name: Option<&'static str>,
 }
 
 impl Default for FpmConf {
@@ -53,6 +58,8 @@ impl Default for FpmConf {
             backlog: None,
             global_extra: String::new(),
             pool_extra: String::new(),
+            pid1: Pid1::Server,
+            name: None,
         }
     }
 }
@@ -62,6 +69,7 @@ impl Default for FpmConf {
 pub struct Fpm {
     pub container: Container,
     pub log: PathBuf,
+    pub program: PathBuf,
     /// What nginx's `fastcgi_pass` takes.
     pub address: String,
     pub(crate) ledger: PathBuf,
@@ -70,6 +78,7 @@ pub struct Fpm {
 /// What a php-fpm is started with.
 pub(crate) struct Files {
     pub argv: Vec<OsString>,
+    pub program: PathBuf,
     pub log: PathBuf,
     /// As `fastcgi_pass` takes it.
     pub address: String,
@@ -99,6 +108,7 @@ impl Files {
         write_scripts(www, &ledger)?;
         let (listen, address) = match conf.listen {
             FpmListen::Tcp(port) => (format!("127.0.0.1:{port}"), format!("127.0.0.1:{port}")),
+            FpmListen::Tcp6(port) => (format!("[::1]:{port}"), format!("[::1]:{port}")),
             FpmListen::Unix => {
                 let path = base.join("php.sock").display().to_string();
                 (path.clone(), format!("unix:{path}"))
@@ -108,26 +118,28 @@ impl Files {
         std::fs::write(&config, render(conf, &listen))?;
         let log = base.join("fpm.log");
         // -n: without php.ini, so that the distribution's extensions and limits play no part.
-        let argv = vec![binary()?.into_os_string(), "-n".into(), "-F".into(), "-y".into(), config.into()];
-        Ok(Self { argv, log, address, ledger, listen })
+        let program = dir.named(binary()?, conf.name)?;
+        let argv = vec![program.clone().into(), "-n".into(), "-F".into(), "-y".into(), config.into()];
+        Ok(Self { argv, program, log, address, ledger, listen })
     }
 }
 
 impl Fpm {
     /// Writes the scripts to `www` and starts php-fpm; returns when all of its children are there.
     pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &FpmConf) -> Result<Self> {
-        let Files { argv, log, address, ledger, listen } = Files::new(dir, www, conf)?;
-        let mut spec = Spec::new(argv);
+        let Files { argv, program, log, address, ledger, listen } = Files::new(dir, www, conf)?;
+        let mut spec = Spec::new(conf.pid1.words().iter().map(OsString::from).chain(argv));
         spec.log = Some(log.clone());
         let container = pod.start(spec)?;
-        let mut fpm = Self { container, log, address, ledger };
+        let mut fpm = Self { container, log, program, address, ledger };
         let pid = fpm.container.pid();
         let started = guard::wait("php-fpm", Duration::from_secs(20), || {
             let listens = match conf.listen {
-                FpmListen::Tcp(port) => listens(pid, port),
+                FpmListen::Tcp(port) | FpmListen::Tcp6(port) => listens(pid, port),
                 FpmListen::Unix => Path::new(&listen).exists(),
             };
-            (listens && fpm.container.children().len() == conf.children as usize) || !fpm.container.running()
+            let children = || fpm.container.master(&fpm.program).map_or(0, |m| fpm.container.children_of(m).len());
+            (listens && children() == conf.children as usize) || !fpm.container.running()
         });
         if started.is_err() || !fpm.container.running() {
             let log = std::fs::read_to_string(&fpm.log).unwrap_or_default();

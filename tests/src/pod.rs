@@ -3,9 +3,11 @@
 use crate::cgroup::{Cgroup, container_id, pod_uid};
 use crate::launch::{Launched, Spec};
 use crate::net::Netns;
-use anyhow::Result;
-use nix::sys::signal::Signal;
+use anyhow::{Context, Result};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::ffi::OsString;
+use std::path::Path;
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -26,6 +28,28 @@ impl Pod {
         spec.netns = Some(self.netns.path());
         spec.cgroup = Some(cgroup.dir());
         Ok(Container { id, process: Launched::start(&spec)?, cgroup })
+    }
+}
+
+/// What a container's PID 1 is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pid1 {
+    #[default]
+    Server,
+    /// A shell that waits for the server, as in an entrypoint without `exec`: it has no handler, so TERM is ignored.
+    Shell,
+    /// tini: passes signals on to the server.
+    Tini,
+}
+
+impl Pid1 {
+    /// What stands before the server's own words.
+    pub fn words(self) -> &'static [&'static str] {
+        match self {
+            Pid1::Server => &[],
+            Pid1::Shell => &["/bin/sh", "-c", "\"$@\" & wait", "entrypoint"],
+            Pid1::Tini => &["tini", "--"],
+        }
     }
 }
 
@@ -57,6 +81,19 @@ impl Container {
     /// To PID 1, from outside of the container, as a runtime does.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         self.process.signal(signal)
+    }
+
+    /// Host pid of the master of a server: it runs this program, and its parent another one.
+    pub fn master(&self, program: &Path) -> Option<i32> {
+        let runs = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
+        let all = self.cgroup.procs();
+        all.into_iter().find(|pid| runs(pid) && !parent_of(*pid).is_some_and(|parent| runs(&parent)))
+    }
+
+    /// To the master of a server rather than to PID 1, from outside of the container.
+    pub fn signal_master(&self, program: &Path, signal: Signal) -> Result<()> {
+        let pid = self.master(program).with_context(|| format!("no {} runs", program.display()))?;
+        kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot send {signal} to {pid}"))
     }
 
     /// Starts a command in this container, as `kubectl exec` and an exec hook do: its parent is outside.

@@ -4,10 +4,11 @@ use crate::guard::Dir;
 use crate::net::{Link, Netns, veth};
 use crate::nginx::{Nginx, NginxConf};
 use crate::php::{self, Fpm, FpmConf, Served};
-use crate::pod::Pod;
+use crate::pod::{Container, Pod};
 use crate::tun::{Trouble, Tun};
 use crate::{cgroup, net, supervised};
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -39,8 +40,16 @@ pub struct Site {
     /// Into the pod: `right` are the pod's addresses.
     pub link: Link,
     pub dir: Dir,
-    /// What the php scripts write; see [`Served`].
-    ledger: Option<PathBuf>,
+    php: Option<Php>,
+    port: u16,
+}
+
+/// The php-fpm of a site, in whichever container it is.
+#[derive(Debug)]
+pub(crate) struct Php {
+    pub program: PathBuf,
+    /// What the scripts write; see [`Served`].
+    pub ledger: PathBuf,
 }
 
 #[derive(Debug)]
@@ -69,34 +78,50 @@ impl Site {
                 (Some(tun), link)
             }
         };
-        let (nginx, fpm, ledger) = match &conf.fpm {
+        let (nginx, fpm, php) = match &conf.fpm {
             Some(fpm) if conf.supervised => {
-                let (nginx, ledger) = supervised::start(&pod, &dir, &www, &conf.nginx, fpm)?;
-                (nginx, None, Some(ledger))
+                let (nginx, php) = supervised::start(&pod, &dir, &www, &conf.nginx, fpm)?;
+                (nginx, None, Some(php))
             }
             fpm => {
                 let fpm = fpm.as_ref().map(|f| Fpm::start(&pod, &dir, &www, f)).transpose()?;
                 let nginx_conf = NginxConf { fastcgi: fpm.as_ref().map(|f| f.address.clone()), ..conf.nginx.clone() };
-                let ledger = fpm.as_ref().map(|f| f.ledger.clone());
-                (Nginx::start(&pod, &dir, &www, &nginx_conf)?, fpm, ledger)
+                let php = fpm.as_ref().map(|f| Php { program: f.program.clone(), ledger: f.ledger.clone() });
+                (Nginx::start(&pod, &dir, &www, &nginx_conf)?, fpm, php)
             }
         };
         let edge = match (edge_pod, conf.edge) {
             (Some(edge_pod), Some(keepalive)) => {
                 let front = veth(&client, &edge_pod.netns)?;
-                let pod_addr = SocketAddr::new(link.right4.into(), 80);
+                let pod_addr = SocketAddr::new(link.right4.into(), conf.nginx.port);
                 let nginx = Nginx::start_edge(&edge_pod, &dir, pod_addr, keepalive)?;
                 Some(Edge { nginx, pod: edge_pod, link: front })
             }
             _ => None,
         };
-        Ok(Self { nginx, fpm, edge, tun, pod, client, link, dir, ledger })
+        Ok(Self { nginx, fpm, edge, tun, pod, client, link, dir, php, port: conf.nginx.port })
     }
 
-    /// Port 80 of the pod, by IPv4 or IPv6. Reached from the client unless there is an edge.
+    /// nginx's port of the pod, by IPv4 or IPv6. Reached from the client unless there is an edge.
     pub fn pod_addr(&self, v6: bool) -> SocketAddr {
         let ip: IpAddr = if v6 { self.link.right6.into() } else { self.link.right4.into() };
-        SocketAddr::new(ip, 80)
+        SocketAddr::new(ip, self.port)
+    }
+
+    /// To the master of the pod's nginx, whatever is PID 1 of its container.
+    pub fn signal_nginx(&self, signal: Signal) -> Result<()> {
+        self.nginx.container.signal_master(&self.nginx.program, signal)
+    }
+
+    /// The container that php-fpm runs in: its own, or the supervised one.
+    pub fn php_container(&self) -> &Container {
+        self.fpm.as_ref().map_or(&self.nginx.container, |f| &f.container)
+    }
+
+    /// To the master of php-fpm, whatever is PID 1 of its container.
+    pub fn signal_php(&self, signal: Signal) -> Result<()> {
+        let php = self.php.as_ref().context("this site has no php-fpm")?;
+        self.php_container().signal_master(&php.program, signal)
     }
 
     /// Where a user sends requests: the edge if there is one, else the pod.
@@ -111,7 +136,7 @@ impl Site {
 
     /// What the php scripts have written until now.
     pub fn served(&self) -> Result<Vec<Served>> {
-        self.ledger.as_deref().map_or_else(|| Ok(Vec::new()), php::read_ledger)
+        self.php.as_ref().map_or_else(|| Ok(Vec::new()), |p| php::read_ledger(&p.ledger))
     }
 
     /// Whether an address or namespace is one of this site: other tests of this machine have incidents of their own.

@@ -6,6 +6,7 @@ use crate::net::listens;
 use crate::nginx::{self, Nginx, NginxConf};
 use crate::php::{self, FpmConf};
 use crate::pod::Pod;
+use crate::site::Php;
 use anyhow::{Result, anyhow, bail};
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -18,11 +19,11 @@ pub fn binary() -> Result<PathBuf> {
     found.ok_or_else(|| anyhow!("supervisord is not installed (apt-get install supervisor)"))
 }
 
-/// Returns supervisord's container when both servers listen, and the ledger that the php scripts write.
+/// Returns supervisord's container when both servers listen.
 ///
 /// Both programs have `stopsignal=QUIT` and the default priority, as most images do: supervisord stops the last started
 /// first, and that is php-fpm, because programs of one priority are started by name.
-pub(crate) fn start(pod: &Pod, dir: &Dir, www: &Path, nginx: &NginxConf, fpm: &FpmConf) -> Result<(Nginx, PathBuf)> {
+pub(crate) fn start(pod: &Pod, dir: &Dir, www: &Path, nginx: &NginxConf, fpm: &FpmConf) -> Result<(Nginx, Php)> {
     let php = php::Files::new(dir, www, fpm)?;
     let nginx = NginxConf { fastcgi: Some(php.address.clone()), ..nginx.clone() };
     let web = nginx::Files::of_pod(dir, www, &nginx)?;
@@ -45,19 +46,20 @@ pub(crate) fn start(pod: &Pod, dir: &Dir, www: &Path, nginx: &NginxConf, fpm: &F
     let mut spec = Spec::new([binary()?.into_os_string(), "-c".into(), config.into()]);
     spec.log = Some(log.clone());
     let container = pod.start(spec)?;
-    let mut server = Nginx { container, access_log: web.access_log, error_log: web.error_log, under_shell: false };
+    let nginx::Files { access_log, error_log, program, .. } = web;
+    let mut server = Nginx { container, access_log, error_log, program };
     // supervisord, two masters, and all that they start.
     let wanted = 3 + nginx.workers as usize + fpm.children as usize;
     let pid = server.container.pid();
     let started = guard::wait("nginx and php-fpm under supervisord", Duration::from_secs(30), || {
-        let up = listens(pid, 80) && server.container.cgroup.procs().len() == wanted;
+        let up = listens(pid, nginx.port) && server.container.cgroup.procs().len() == wanted;
         up || !server.container.running()
     });
     if started.is_err() || !server.container.running() {
         let read = |p: &Path| std::fs::read_to_string(p).unwrap_or_default();
         bail!("supervisord did not start its programs: {}{}{}", read(&log), read(&server.error_log), read(&php.log));
     }
-    Ok((server, php.ledger))
+    Ok((server, Php { program: php.program, ledger: php.ledger }))
 }
 
 /// supervisord splits a command as a shell does; the harness's own paths need no quotes.

@@ -12,7 +12,7 @@ use why502_tests::ledger::Comparison;
 use why502_tests::load::LoadConf;
 use why502_tests::nginx::NginxConf;
 use why502_tests::php::FpmConf;
-use why502_tests::pod::Container;
+use why502_tests::pod::{Container, Pid1};
 use why502_tests::scene::{Allowed, LIMIT, Loads, Scene, Watch, pass};
 use why502_tests::site::{Site, SiteConf};
 use why502_tests::{supervised, truth};
@@ -140,7 +140,7 @@ fn killed_without_a_word() -> Result<()> {
 fn pid_1_is_a_shell() -> Result<()> {
     runs("shell as PID 1", Cause::Pid1IgnoresStopSignal, |run| {
         let (nginx, fast) = variant(run);
-        let nginx = NginxConf { under_shell: true, ..nginx };
+        let nginx = NginxConf { pid1: Pid1::Shell, ..nginx };
         let play = Play::start("shell as PID 1", &site(nginx), 5000, SLOW, fast)?;
         play.scene.site.nginx.container.signal(SIGTERM)?;
         pass(1000)?;

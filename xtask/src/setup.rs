@@ -56,6 +56,8 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "strip", ["binutils"]),
     // One test has nginx and php-fpm under it, in one container.
     tool!(Test, "supervisord", ["supervisor"]),
+    // PID 1 of containers in some of the accuracy scenarios.
+    tool!(Test, "tini", ["tini"]),
 ];
 
 /// Debian's own compiler, with a `core` for BPF that is built already.
