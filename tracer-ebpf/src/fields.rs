@@ -86,6 +86,7 @@ fields! {
     SK_ERR "sock" "sk_err" 4;
     SK_SOCKET "sock" "sk_socket" 8;
     SK_SHUTDOWN "sock" "sk_shutdown" 1;
+    SK_TYPE "sock" "sk_type" 2;
     SK_PROTOCOL "sock" "sk_protocol" 0;
     SK_ACK_BACKLOG "sock" "sk_ack_backlog" 4;
     SK_MAX_ACK_BACKLOG "sock" "sk_max_ack_backlog" 4;
@@ -111,5 +112,16 @@ fields! {
     SKB_TRANSPORT_HEADER "sk_buff" "transport_header" 2;
     SKB_DEV "sk_buff" "dev" 8;
     SKB_LEN "sk_buff" "len" 4;
+    SKB_SK "sk_buff" "sk" 8;
+    SKB_CB "sk_buff" "cb" 0;
+    UNIX_CB_CONSUMED "unix_skb_parms" "consumed" 4 optional;
+    UNIX_PEER "unix_sock" "peer" 8 optional;
+    UNIX_ADDR "unix_sock" "addr" 8 optional;
+    UNIX_ADDR_LEN "unix_address" "len" 4 optional;
+    UNIX_ADDR_NAME "unix_address" "name" 0 optional;
+    PT_SYSCALL "pt_regs" "orig_ax|syscallno" 0 optional;
+    PT_ARG2 "pt_regs" "si|regs" 0 optional;
+    PT_ARG3 "pt_regs" "dx|regs" 0 optional;
+    PT_CS "pt_regs" "cs" 0 optional;
     DEV_NET "net_device" "nd_net" 8;
 }

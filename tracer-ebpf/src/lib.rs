@@ -15,6 +15,8 @@ pub const ABI_VERSION: u16 = 1;
 
 /// Longest path and argv prefix that an [`Exec`] record carries, in bytes.
 pub const EXEC_STR: usize = 256;
+/// Room for `sockaddr_un.sun_path` (108 bytes), rounded up to whole words.
+pub const UNIX_PATH: usize = 112;
 /// Kernel's TASK_COMM_LEN.
 pub const COMM: usize = 16;
 
@@ -30,6 +32,8 @@ pub mod kind {
     pub const RESET_RECEIVED: u16 = 8;
     pub const SYN_RETRANSMIT: u16 = 9;
     pub const OOM_VICTIM: u16 = 10;
+    pub const UNIX_DROPPED: u16 = 11;
+    pub const UNIX_REFUSED: u16 = 12;
 }
 
 /// Bits of [`Header::quality`]: what could not be read while the record was written.
@@ -341,6 +345,47 @@ pub struct OomVictim {
     pub task: Task,
 }
 
+/// `kfree_skb` of what a closing AF_UNIX stream socket had in its receive queue. net/unix/af_unix.c, `unix_release_sock()`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnixDropped {
+    pub hdr: Header,
+    /// `current`, who closes.
+    pub task: Task,
+    /// Salted, as [`TcpState::sk`].
+    pub server_sk: u64,
+    /// 0 for an embryo.
+    pub client_sk: u64,
+    /// Of `current`: the socket itself was made by the connecting task, in that one's cgroup.
+    pub server_cgroup: u64,
+    pub client_cgroup: u64,
+    pub netns: u32,
+    /// `skb->len`.
+    pub len: u32,
+    /// Bytes of `path` that are filled.
+    pub path_len: u16,
+    /// 1: a connection that nobody accepted, thrown out with its listener.
+    pub embryo: u8,
+    pub _reserved: [u8; 5],
+    /// `sun_path` of the server's address; begins with NUL when it is abstract.
+    pub path: [u8; UNIX_PATH],
+}
+
+/// A connect(2) to an AF_UNIX address that failed. `unix_stream_connect()`, or the system call's exit.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct UnixRefused {
+    pub hdr: Header,
+    pub task: Task,
+    /// Positive errno.
+    pub error: u32,
+    /// Bytes of `path` that are filled.
+    pub path_len: u16,
+    pub _reserved: u16,
+    /// As [`UnixDropped::path`], as the caller gave it: what follows a NUL in a path means nothing.
+    pub path: [u8; UNIX_PATH],
+}
+
 /// Key of the LISTENERS map: ports that listen or have listened.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -391,4 +436,6 @@ layout! {
     TcpNotice = 16 + 32 + 40 + 8, 8;
     OomVictim = 16 + 72, 8;
     PortKey = 8, 4;
+    UnixDropped = 16 + 72 + 32 + 8 + 8 + 112, 8;
+    UnixRefused = 16 + 72 + 8 + 112, 8;
 }

@@ -47,6 +47,10 @@ globals! {
     HAS_RESET_REASON: u32 = 0;
     HAS_VICTIM_TASK: u32 = 0;
     HAS_SK_CGROUP_PTR: u32 = 0;
+    HAS_DROP_REASON: u32 = 0;
+    UNIX_DROP_REASON: u32 = 0;
+    UNIX_REASON_IS_CLOSE: u32 = 0;
+    CONNECT_NR: u32 = u32::MAX;
     CGROUP_V1: u32 = 0;
 }
 

@@ -1,19 +1,29 @@
 //! The symbols that userspace and the object agree on: hooks, maps and read-only globals that are not field offsets.
 
-/// One hook: its program name in the object, the tracepoint it attaches to, and its row in the counters.
+/// One hook: its program name in the object, what it attaches to, and its row in the counters.
 pub struct Hook {
     /// Program and counter name, and the name users see.
     pub name: &'static str,
+    pub at: At,
+}
+
+/// What a program attaches to: a place of the hook's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
     /// The `btf_trace_*` tracepoint.
-    pub tracepoint: &'static str,
+    Tracepoint,
+    /// The end of the kernel's function: only kernels with BPF trampolines (x86-64 5.5, arm64 6.0; with ftrace).
+    FunctionExit,
 }
 
 macro_rules! hooks {
-    ($($idx:literal $konst:ident $name:literal;)*) => {
+    (@at) => { At::Tracepoint };
+    (@at exit) => { At::FunctionExit };
+    ($($idx:literal $konst:ident $name:literal $($exit:ident)?;)*) => {
         /// Counter rows of the hooks.
         pub mod hook { $(pub const $konst: u32 = $idx;)* }
         /// All hooks, in the order of their counter rows.
-        pub const HOOKS: &[Hook] = &[$(Hook { name: $name, tracepoint: $name }),*];
+        pub const HOOKS: &[Hook] = &[$(Hook { name: $name, at: hooks!(@at $($exit)?) }),*];
         const _: () = { let mut i = 0; $(assert!(i == $idx); i += 1;)* let _ = i; };
     };
 }
@@ -28,6 +38,9 @@ hooks! {
     7 TCP_RECEIVE_RESET "tcp_receive_reset";
     8 TCP_RETRANSMIT_SKB "tcp_retransmit_skb";
     9 MARK_VICTIM "mark_victim";
+    10 KFREE_SKB "kfree_skb";
+    11 UNIX_STREAM_CONNECT "unix_stream_connect" exit;
+    12 SYS_EXIT "sys_exit";
 }
 
 /// The ring buffer.
@@ -55,5 +68,13 @@ pub const HAS_RESET_REASON: &str = "HAS_RESET_REASON";
 pub const HAS_VICTIM_TASK: &str = "HAS_VICTIM_TASK";
 /// 1: `sock_cgroup_data` has a plain cgroup pointer, 0: the tagged union of 5.10.218 and older (u32).
 pub const HAS_SK_CGROUP_PTR: &str = "HAS_SK_CGROUP_PTR";
+/// 1: `kfree_skb` passes a reason (5.17) (u32).
+pub const HAS_DROP_REASON: &str = "HAS_DROP_REASON";
+/// The reason that `unix_release_sock()` gives: SOCKET_CLOSE since 6.14, before it the unspecified one (u32).
+pub const UNIX_DROP_REASON: &str = "UNIX_DROP_REASON";
+/// 1: that reason is given by closing sockets only (u32).
+pub const UNIX_REASON_IS_CLOSE: &str = "UNIX_REASON_IS_CLOSE";
+/// Number of connect(2) (u32).
+pub const CONNECT_NR: &str = "CONNECT_NR";
 /// 1: a v1 hierarchy was chosen for `Task::cgroup_v1` (u32).
 pub const CGROUP_V1: &str = "CGROUP_V1";

@@ -7,6 +7,7 @@
 mod check;
 mod facts;
 mod filter;
+mod unix_connect;
 
 use crate::kernel::fields::{self, FieldError, Globals};
 use crate::kernel::host::{Host, Mounts, Rights};
@@ -25,6 +26,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use check::CheckError;
+pub use unix_connect::UnixConnect;
 
 /// How often the ring is read when nothing wakes the reader.
 const POLL: Duration = Duration::from_millis(50);
@@ -67,6 +69,8 @@ pub struct Options {
     pub filter: bool,
     /// Compare the probes' records of our own doings with what we know, and refuse to run when they differ.
     pub check: bool,
+    /// How failed connects to unix sockets are seen.
+    pub unix_connect: UnixConnect,
 }
 
 impl Default for Options {
@@ -79,6 +83,7 @@ impl Default for Options {
             all_signals: false,
             filter: true,
             check: true,
+            unix_connect: UnixConnect::default(),
         }
     }
 }
@@ -163,6 +168,7 @@ impl Live {
         let io = |what| move |source| LiveError::Io { what, source };
         let mut drain = Drain::new(ring).map_err(io("cannot wait for the ring buffer"))?;
         let mut degraded = degradations(&globals, &mounts, rights, &probes);
+        degraded.extend(options.unix_connect.degraded(&probes.status()));
         // Before the check: until the probes know the ports, they take server sides for clients.
         let mut resolver = cgroups::Resolver::new(root);
         let at = clock::boot_ns();
@@ -402,6 +408,7 @@ fn load(options: &Options, globals: &Globals, rights: Option<Rights>) -> Result<
         wake_bytes: options.wake_bytes,
         sk_salt: u64::from_ne_bytes(salt),
         rights,
+        unwanted: options.unix_connect.unwanted(),
     };
     Ok(Probes::load(crate::probes::OBJECT, &settings)?)
 }

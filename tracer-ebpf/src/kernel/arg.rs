@@ -1,14 +1,13 @@
-//! Arguments of a tp_btf program.
+//! Arguments of a tp_btf or fexit program: slots of 8 bytes. After the arguments of an fexit program comes the result.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::programs::BtfTracePointContext;
 
 /// The raw 8 bytes of argument `n`.
 ///
 /// # Safety
-/// The hook has more than `n` arguments (the verifier refuses the load otherwise).
+/// The hook has more than `n` slots (the verifier refuses the load otherwise).
 #[inline(always)]
-pub unsafe fn raw(ctx: &BtfTracePointContext, n: usize) -> u64 {
+pub unsafe fn raw(ctx: &impl EbpfContext, n: usize) -> u64 {
     (ctx.as_ptr() as *const u64).add(n).read_volatile()
 }
 
@@ -18,9 +17,9 @@ pub unsafe fn raw(ctx: &BtfTracePointContext, n: usize) -> u64 {
 /// is the typed pointer, with the NULL test that 6.12 and newer ask for. Volatile, or LLVM would merge them.
 ///
 /// # Safety
-/// As [`raw`]; the argument is a pointer in the tracepoint's prototype.
+/// As [`raw`]; the argument is a pointer in the hook's prototype.
 #[inline(always)]
-pub unsafe fn pointer(ctx: &BtfTracePointContext, n: usize) -> Option<*const u8> {
+pub unsafe fn pointer(ctx: &impl EbpfContext, n: usize) -> Option<*const u8> {
     let slot = (ctx.as_ptr() as *const u64).add(n);
     if slot.read_volatile() < 4096 {
         return None;

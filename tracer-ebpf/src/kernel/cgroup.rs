@@ -54,11 +54,26 @@ pub unsafe fn of_sock(sk: *const u8) -> u64 {
             .read_volatile();
         id::<Typed>(cgroup)
     } else {
-        // 5.10.218 and older: a union whose low bits say "no cgroup here, but a net_cls/net_prio id".
-        // include/linux/cgroup-defs.h, struct sock_cgroup_data.
-        let val = Probed::u64(sk.wrapping_add(f::SK_CGRP_DATA.load() as usize), &ZERO);
-        if val == 0 || val & 3 != 0 { 0 } else { id::<Probed>(val as *const u8) }
+        tagged(sk)
     }
+}
+
+/// The same of a socket that is only a number to the verifier.
+#[inline(always)]
+pub unsafe fn of_plain_sock(sk: *const u8) -> u64 {
+    if HAS_SK_CGROUP_PTR.load() != 0 {
+        id::<Probed>(Probed::ptr(sk.wrapping_add(f::SK_CGRP_DATA.load() as usize), &f::SK_CGRP_PTR))
+    } else {
+        tagged(sk)
+    }
+}
+
+/// 5.10.218 and older: a union whose low bits say "no cgroup here, but a net_cls/net_prio id".
+/// include/linux/cgroup-defs.h, struct sock_cgroup_data.
+#[inline(always)]
+unsafe fn tagged(sk: *const u8) -> u64 {
+    let val = Probed::u64(sk.wrapping_add(f::SK_CGRP_DATA.load() as usize), &ZERO);
+    if val == 0 || val & 3 != 0 { 0 } else { id::<Probed>(val as *const u8) }
 }
 
 static ZERO: Global<u32> = Global::new(0);

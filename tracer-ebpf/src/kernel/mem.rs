@@ -46,6 +46,21 @@ impl Mem for Typed {
     }
 }
 
+/// A pointer member, typed, or `None` when it is no address of the kernel: those have their highest bit set, on x86-64 as
+/// on arm64. Twice the same load, as in `kernel::arg`: the first for a test that no verifier prunes, the second for its
+/// NULL test.
+///
+/// # Safety
+/// `p` is typed, and the member a pointer that is valid wherever it is one of the kernel's.
+#[inline(always)]
+pub unsafe fn kernel_ptr(p: *const u8, off: &Global<u32>) -> Option<*const u8> {
+    if (Typed::ptr(p, off) as i64) >= 0 {
+        return None;
+    }
+    let member = Typed::ptr(p, off);
+    if member.is_null() { None } else { Some(member) }
+}
+
 /// `bpf_probe_read_kernel`: for pointers that are only numbers to the verifier. A bad address gives 0.
 pub struct Probed;
 

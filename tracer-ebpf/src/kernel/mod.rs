@@ -6,4 +6,6 @@ pub mod mem;
 pub mod packet;
 pub mod siginfo;
 pub mod sock;
+pub mod syscall;
 pub mod task;
+pub mod unix;

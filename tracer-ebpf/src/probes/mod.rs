@@ -2,19 +2,23 @@
 //! record is written inside `emit`.
 
 mod inet_sock_set_state;
+mod kfree_skb;
 mod mark_victim;
 mod sched_process_exec;
 mod sched_process_exit;
 mod sched_process_fork;
 mod signal_deliver;
 mod signal_generate;
+mod sys_exit;
 mod tcp_receive_reset;
 mod tcp_retransmit_skb;
 mod tcp_send_reset;
+mod unix_stream_connect;
 
-use crate::kernel::sock;
-use crate::maps::LISTENERS;
-use why502_ebpf::{PortKey, TcpNotice, side};
+use crate::emit::{count, emit};
+use crate::kernel::{sock, task};
+use crate::maps::{self, LISTENERS};
+use why502_ebpf::{PortKey, TcpNotice, UNIX_PATH, UnixRefused, counter, kind, side};
 
 /// Bit of this signal in SIG_MASK.
 #[inline(always)]
@@ -55,4 +59,28 @@ unsafe fn write_notice(p: *mut TcpNotice, sk: *const u8, tp: *const u8, state: u
     put!(p, _reserved[1] = 0);
     put!(p, total_retrans = sock::total_retrans(tp));
     0
+}
+
+/// A failure of connect(2), from its result. EINPROGRESS is none, and what is 512 and above is the kernel's own (ERESTARTSYS:
+/// the call is made again).
+#[inline(always)]
+fn connect_failed(result: i32) -> bool {
+    const EINPROGRESS: i32 = 115;
+    result < 0 && result != -EINPROGRESS && result > -512
+}
+
+/// The record that both ways to see a failed connect share; `path` writes the address and gives its length.
+#[inline(always)]
+fn refused(hook: u32, result: i32, path: impl FnOnce(*mut [u8; UNIX_PATH]) -> u16) {
+    // SAFETY: `current` only.
+    if maps::skipped(unsafe { task::current_cgroup() }) {
+        return count(hook, counter::SKIPPED);
+    }
+    // SAFETY: writes the reserved record that it is given.
+    emit::<UnixRefused>(hook, kind::UNIX_REFUSED, |p| unsafe {
+        put!(p, error = result.wrapping_neg() as u32);
+        put!(p, path_len = path(core::ptr::addr_of_mut!((*p).path)));
+        put!(p, _reserved = 0);
+        task::write_current(core::ptr::addr_of_mut!((*p).task))
+    });
 }

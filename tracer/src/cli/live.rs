@@ -3,7 +3,7 @@
 
 use super::say;
 use super::summary::Summary;
-use crate::live::{Live, Options};
+use crate::live::{Live, Options, UnixConnect};
 use crate::model::Input;
 use crate::model::input::{HookState, Started};
 use anyhow::Context;
@@ -21,6 +21,7 @@ pub(super) struct Wish {
     pub(super) all_signals: bool,
     /// End by itself after this time.
     pub(super) duration: Option<Duration>,
+    pub(super) unix_connect: UnixConnect,
 }
 
 /// Whether to go on.
@@ -43,7 +44,8 @@ pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> any
 async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
-    let options = Options { all_signals: wish.all_signals, ..Options::default() };
+    let Wish { all_signals, unix_connect, .. } = wish;
+    let options = Options { all_signals, unix_connect, ..Options::default() };
     let mut live = tokio::select! {
         biased;
         () = stop.wait() => anyhow::bail!("ended by a signal before the start was done"),

@@ -2,6 +2,7 @@
 
 use super::live::{self, Wish};
 use super::say;
+use crate::live::UnixConnect;
 use crate::model::Input;
 use crate::sinks::recording::Writer;
 use anyhow::Context;
@@ -31,6 +32,9 @@ pub(super) struct Args {
     /// End by itself after this time: 90s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
+    /// How failed connects to unix sockets are seen
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    unix_connect: UnixConnect,
     /// All signals, not only those that end a process or tell a server to stop
     #[arg(long)]
     all_signals: bool,
@@ -40,7 +44,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Before the file is replaced.
     super::host::refuse()?;
     let mut recording = RecordingFile::create(&args.output)?;
-    let wish = Wish { all_signals: args.all_signals, duration: args.duration };
+    let wish = Wish { all_signals: args.all_signals, duration: args.duration, unix_connect: args.unix_connect };
     let summary = live::run(wish, |input, _| {
         recording.write(input);
         // Without its file this command has nothing left to do.

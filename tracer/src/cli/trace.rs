@@ -4,6 +4,7 @@ use super::live::{self, View, Wish};
 use super::output::OutputArgs;
 use super::watch::PATIENCE;
 use crate::identity::{ContainerInfo, Limits, Table};
+use crate::live::UnixConnect;
 use crate::model::event::{EventKind, Task, Tuple};
 use crate::model::incident::{Container, Pod};
 use crate::model::time::{WallClock, time_of_day};
@@ -36,6 +37,9 @@ pub(super) struct Args {
     /// End by itself after this time: 90s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = super::record::duration)]
     duration: Option<Duration>,
+    /// How failed connects to unix sockets are seen
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    unix_connect: UnixConnect,
     #[command(flatten)]
     output: OutputArgs,
     // Last: its heading would go on over what follows.
@@ -78,7 +82,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut tracer = Tracer::new(&args, paint);
-    let wish = Wish { all_signals: args.all_signals, duration: args.duration };
+    let wish = Wish { all_signals: args.all_signals, duration: args.duration, unix_connect: args.unix_connect };
     let mut summary = live::run(wish, |input, view| {
         if let Some(line) = tracer.input(input, &view)? {
             lines.push(line);

@@ -4,6 +4,7 @@ use super::judge::{Judge, is_blamed};
 use super::live::{self, Wish};
 use super::output::OutputArgs;
 use super::record::RecordingFile;
+use crate::live::UnixConnect;
 use crate::sinks::queue::{self, Queue};
 use anyhow::Context;
 use std::ops::ControlFlow;
@@ -35,6 +36,9 @@ pub(super) struct Args {
     /// End by itself after this time: 90s, 5m, 1h
     #[arg(long, value_name = "TIME", value_parser = super::record::duration)]
     duration: Option<Duration>,
+    /// How failed connects to unix sockets are seen
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    unix_connect: UnixConnect,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -45,7 +49,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
-    let wish = Wish { all_signals: false, duration: args.duration };
+    let wish = Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect };
     let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {
             recording.write(input);

@@ -47,6 +47,7 @@ pub fn resolve(btf: &Btf<'_>, v1: Option<&str>) -> Result<Globals, FieldError> {
     let mut globals = Globals { values, reset_reasons: reset_reasons(btf), degraded: Vec::new() };
     flags(btf, &mut globals)?;
     cgroup_v1(btf, v1, &mut globals);
+    syscall(&mut globals);
     Ok(globals)
 }
 
@@ -71,15 +72,26 @@ fn flags(btf: &Btf<'_>, globals: &mut Globals) -> Result<(), FieldError> {
     // mark_victim(int pid) until 6.8; newer stable kernels of every series pass the task.
     let victim = args("mark_victim").is_ok_and(|a| a.first().is_some_and(|id| btf.is_pointer_to(*id, "task_struct")));
     // The layout of sock_cgroup_data changed inside 5.10.y: never decide by version.
+    // kfree_skb(skb, location, reason), 5.17; closing AF_UNIX sockets give one of their own since 6.14, both in one series.
+    let drop_reason = args("kfree_skb").is_ok_and(|a| a.len() >= 3);
+    let reason_of = |name: &str| {
+        let value = btf.enum_value("skb_drop_reason", &format!("SKB_DROP_REASON_{name}")).ok()?;
+        u32::try_from(value).ok()
+    };
+    let close = reason_of("SOCKET_CLOSE");
+    let unix_reason = close.or_else(|| reason_of("NOT_SPECIFIED"));
     let cgroup_ptr = globals.get("SK_CGRP_PTR").is_some_and(|o| o != table::MISSING);
     for (name, on) in [
         (names::HAS_TASK_BTF, task_btf),
         (names::HAS_RESET_REASON, reason),
         (names::HAS_VICTIM_TASK, victim),
         (names::HAS_SK_CGROUP_PTR, cgroup_ptr),
+        (names::HAS_DROP_REASON, drop_reason && unix_reason.is_some()),
+        (names::UNIX_REASON_IS_CLOSE, drop_reason && close.is_some()),
     ] {
         globals.values.push((name, u32::from(on)));
     }
+    globals.values.push((names::UNIX_DROP_REASON, unix_reason.unwrap_or(0)));
     if !reason {
         globals.degrade("no-reset-reason", "this kernel does not say why it sends a reset (6.10 and newer do)");
         // Before the same release tcp_v4_send_reset() ran the hook for full sockets only.
@@ -115,6 +127,20 @@ fn cgroup_v1(btf: &Btf<'_>, v1: Option<&str>, globals: &mut Globals) {
         *subsys += index * 8;
     }
     globals.values.push((names::CGROUP_V1, u32::from(index.is_some())));
+}
+
+/// The registers of a system call, of this program's architecture: it is the kernel's as well.
+fn syscall(globals: &mut Globals) {
+    // arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h: connect(2).
+    globals.values.push((names::CONNECT_NR, if cfg!(target_arch = "x86_64") { 42 } else { 203 }));
+    if cfg!(target_arch = "x86_64") {
+        return;
+    }
+    // pt_regs.regs[] of arm64: the second and the third argument.
+    for (symbol, register) in [("PT_ARG2", 1), ("PT_ARG3", 2)] {
+        let at = globals.values.iter_mut().find(|(s, v)| *s == symbol && *v != table::MISSING);
+        at.into_iter().for_each(|(_, offset)| *offset += register * 8);
+    }
 }
 
 impl Globals {
@@ -181,6 +207,12 @@ mod tests {
         b.tracepoint("mark_victim", &[victim]);
         let reset: &[u32] = if old { &[task, task] } else { &[task, task, ints[2]] };
         b.tracepoint("tcp_send_reset", reset);
+        b.tracepoint("kfree_skb", reset);
+        b.enumeration(
+            "skb_drop_reason",
+            false,
+            if old { &[("SKB_DROP_REASON_NOT_SPECIFIED", 2)] } else { &[("SKB_DROP_REASON_SOCKET_CLOSE", 4)] },
+        );
         let helpers: &[(&str, i32)] =
             if old { &[("BPF_FUNC_x", 1)] } else { &[("BPF_FUNC_get_current_task_btf", 158)] };
         b.enumeration("bpf_func_id", false, helpers);
@@ -216,7 +248,9 @@ mod tests {
         let flags = [names::HAS_TASK_BTF, names::HAS_RESET_REASON, names::HAS_VICTIM_TASK, names::HAS_SK_CGROUP_PTR];
         assert_eq!(flags.map(|f| g.get(f)), [Some(1); 4]);
         assert_eq!(g.get(names::CGROUP_V1), Some(0));
-        assert_eq!(g.values.len(), table::FIELDS.len() + 5);
+        assert_eq!(g.values.len(), table::FIELDS.len() + 9);
+        let unix = [names::HAS_DROP_REASON, names::UNIX_REASON_IS_CLOSE, names::UNIX_DROP_REASON];
+        assert_eq!(unix.map(|f| g.get(f)), [Some(1), Some(1), Some(4)]);
         assert_eq!(g.reset_reasons.get(&1).map(String::as_str), Some("NO_SOCKET"));
         assert_eq!(g.degraded, []);
     }
@@ -227,6 +261,8 @@ mod tests {
         let flags = [names::HAS_TASK_BTF, names::HAS_RESET_REASON, names::HAS_VICTIM_TASK, names::HAS_SK_CGROUP_PTR];
         assert_eq!(flags.map(|f| g.get(f)), [Some(0); 4]);
         assert_eq!(g.get("SK_CGRP_PTR"), Some(table::MISSING));
+        let unix = [names::HAS_DROP_REASON, names::UNIX_REASON_IS_CLOSE, names::UNIX_DROP_REASON];
+        assert_eq!(unix.map(|f| g.get(f)), [Some(0), Some(0), Some(2)]);
         assert!(g.reset_reasons.is_empty());
         let ids: Vec<&str> = g.degraded.iter().map(|d| d.id.as_str()).collect();
         assert_eq!(ids, ["no-reset-reason", "no-reply-resets", "sk-cgroup-tagged"]);

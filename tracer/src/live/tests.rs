@@ -2,7 +2,7 @@
 //! say so where they are skipped.
 
 use super::*;
-use crate::model::input::LossKind;
+use crate::model::input::{HookState, LossKind};
 use std::collections::BTreeSet;
 use std::fs;
 use std::process::{Command, Stdio};
@@ -88,7 +88,11 @@ fn the_sequence_is_whole_and_nothing_stays_attached() {
         assert_eq!(bpf_descriptors(), before, "something stays attached");
 
         let Some(Input::Started(started)) = inputs.first() else { panic!("{:?}", inputs.first()) };
-        assert!(started.hooks.iter().all(|h| h.state == crate::model::input::HookState::Attached), "{started:?}");
+        let away = started.hooks.iter().filter(|h| h.state != HookState::Attached).map(|h| h.hook.as_str());
+        // Functions can be traced on some kernels only; and the system calls are not unless asked for.
+        assert!(away.clone().all(|hook| ["unix_stream_connect", "sys_exit"].contains(&hook)), "{started:?}");
+        let told = started.degraded.iter().any(|d| d.id == "no-unix-connect");
+        assert_eq!(told, away.clone().any(|hook| hook == "unix_stream_connect"), "{started:?}");
         assert!(matches!(inputs.last(), Some(Input::Stopped { .. })));
         let ready = inputs.iter().position(|i| matches!(i, Input::Ready { .. })).unwrap();
         let first = inputs.iter().position(|i| matches!(i, Input::Event(_))).unwrap();

@@ -7,11 +7,11 @@ use crate::kernel::fields::Globals;
 use crate::kernel::host::Rights;
 use crate::model::input::{HookState, HookStatus};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, ProgramError};
+use aya::programs::{BtfTracePoint, FExit, ProgramError, ProgramFd};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use why502_ebpf::names;
+use why502_ebpf::names::{self, At};
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -52,6 +52,8 @@ pub struct Settings<'a> {
     pub sk_salt: u64,
     /// Of this process; for a clear message.
     pub rights: Option<Rights>,
+    /// Optional hooks that are not wanted, and why.
+    pub unwanted: &'a [(u32, &'static str)],
 }
 
 /// The loaded probes. Dropping them detaches them.
@@ -88,7 +90,11 @@ impl Probes {
             fds: Vec::new(),
         };
         for row in PLAN {
-            let (state, fd) = probes.load_one(row, &btf)?;
+            let unwanted = settings.unwanted.iter().find(|(hook, _)| *hook == row.hook && !row.required);
+            let (state, fd) = match unwanted {
+                Some((_, why)) => (HookState::Skipped { why: (*why).to_owned() }, None),
+                None => probes.load_one(row, &btf)?,
+            };
             probes.states.push(state);
             probes.fds.push(fd);
         }
@@ -96,8 +102,8 @@ impl Probes {
     }
 
     fn load_one(&mut self, row: &Row, btf: &Btf) -> Result<(HookState, Option<OwnedFd>), LoadError> {
-        let program = program(&mut self.ebpf, row.name())?;
-        let loaded = program.load(row.tracepoint(), btf).and_then(|()| {
+        let mut program = program(&mut self.ebpf, row)?;
+        let loaded = program.load(row.name(), btf).and_then(|()| {
             let fd = program.fd()?;
             Ok(fd.as_fd().try_clone_to_owned()?)
         });
@@ -115,12 +121,12 @@ impl Probes {
 
     /// Attaches what was loaded, in the order of the plan.
     pub fn attach(&mut self) -> Result<(), LoadError> {
-        for (row, state) in PLAN.iter().zip(&mut self.states) {
-            if matches!(state, HookState::Failed { .. }) {
+        for ((row, state), fd) in PLAN.iter().zip(&mut self.states).zip(&self.fds) {
+            if fd.is_none() {
                 continue;
             }
-            *state = match program(&mut self.ebpf, row.name())?.attach() {
-                Ok(_) => HookState::Attached,
+            *state = match program(&mut self.ebpf, row)?.attach() {
+                Ok(()) => HookState::Attached,
                 Err(e) => failed(row, "attach", &e)?,
             };
         }
@@ -130,9 +136,8 @@ impl Probes {
     /// Detaches all of them. Their statistics can still be read.
     pub fn detach(&mut self) {
         for row in PLAN {
-            if let Ok(program) = program(&mut self.ebpf, row.name()) {
-                // Fails only for what was never loaded.
-                let _ = program.unload();
+            if let Ok(mut program) = program(&mut self.ebpf, row) {
+                program.unload();
             }
         }
     }
@@ -199,12 +204,51 @@ fn create(object: &[u8], settings: &Settings<'_>, btf: &Btf) -> Result<Ebpf, Loa
     })
 }
 
-fn program<'a>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut BtfTracePoint, LoadError> {
-    let lacks = LoadError::Lacks { what: "program", name };
-    match ebpf.program_mut(name).map(<&mut BtfTracePoint>::try_from) {
-        Some(Ok(program)) => Ok(program),
-        _ => Err(lacks),
+/// One program of the object, of the type that its row says.
+enum Program<'a> {
+    Tracepoint(&'a mut BtfTracePoint),
+    FunctionExit(&'a mut FExit),
+}
+
+impl Program<'_> {
+    fn load(&mut self, place: &str, btf: &Btf) -> Result<(), ProgramError> {
+        match self {
+            Program::Tracepoint(p) => p.load(place, btf),
+            Program::FunctionExit(p) => p.load(place, btf),
+        }
     }
+
+    fn fd(&self) -> Result<&ProgramFd, ProgramError> {
+        match self {
+            Program::Tracepoint(p) => p.fd(),
+            Program::FunctionExit(p) => p.fd(),
+        }
+    }
+
+    fn attach(&mut self) -> Result<(), ProgramError> {
+        match self {
+            Program::Tracepoint(p) => p.attach().map(drop),
+            Program::FunctionExit(p) => p.attach().map(drop),
+        }
+    }
+
+    fn unload(&mut self) {
+        // Fails only for what was never loaded.
+        let _ = match self {
+            Program::Tracepoint(p) => p.unload(),
+            Program::FunctionExit(p) => p.unload(),
+        };
+    }
+}
+
+fn program<'a>(ebpf: &'a mut Ebpf, row: &Row) -> Result<Program<'a>, LoadError> {
+    let lacks = LoadError::Lacks { what: "program", name: row.name() };
+    let program = ebpf.program_mut(row.name());
+    let found = match row.at() {
+        At::Tracepoint => program.and_then(|p| p.try_into().ok()).map(Program::Tracepoint),
+        At::FunctionExit => program.and_then(|p| p.try_into().ok()).map(Program::FunctionExit),
+    };
+    found.ok_or(lacks)
 }
 
 fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'static str) -> Result<M, LoadError> {
@@ -212,10 +256,15 @@ fn take<M: TryFrom<aya::maps::Map, Error = MapError>>(ebpf: &mut Ebpf, map: &'st
     M::try_from(taken).map_err(|source| LoadError::Map { map, source })
 }
 
-/// An optional hook's failure is a state, a required one's ends the start.
+/// An optional hook's failure is a state, a required one's ends the start. Functions can be traced on some kernels only: that
+/// one of them cannot is no failure.
 fn failed(row: &Row, step: &str, error: &ProgramError) -> Result<HookState, LoadError> {
     let why = format!("{step}: {}", reason(error));
-    if row.required { Err(LoadError::Required { hook: row.name(), why }) } else { Ok(HookState::Failed { why }) }
+    match row.at() {
+        _ if row.required => Err(LoadError::Required { hook: row.name(), why }),
+        At::FunctionExit => Ok(HookState::Skipped { why: format!("this kernel does not trace functions ({why})") }),
+        At::Tracepoint => Ok(HookState::Failed { why }),
+    }
 }
 
 /// One line: the verifier's last words instead of its whole log.
@@ -276,7 +325,8 @@ mod tests {
         let globals = Globals { values: Vec::new(), reset_reasons: BTreeMap::new(), degraded: Vec::new() };
         let rights = Some(Rights { effective });
         let (map_sizes, sig_mask, wake_bytes, sk_salt) = (&[][..], 0, 0, 0);
-        let s = Settings { globals: &globals, ring_bytes, map_sizes, sig_mask, wake_bytes, sk_salt, rights };
+        let s =
+            Settings { globals: &globals, ring_bytes, map_sizes, sig_mask, wake_bytes, sk_salt, rights, unwanted: &[] };
         Probes::load(object, &s).err().unwrap()
     }
 

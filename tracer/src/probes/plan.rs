@@ -1,6 +1,6 @@
 //! What is attached and why. One row per hook of [`why502_ebpf::names::HOOKS`], in their order.
 
-use why502_ebpf::names::{HOOKS, hook};
+use why502_ebpf::names::{At, HOOKS, hook};
 
 /// One hook as the product needs it.
 #[derive(Debug, Clone, Copy)]
@@ -13,25 +13,31 @@ pub struct Row {
     pub why: &'static str,
     /// What is lost when it is not attached.
     pub lost_without: &'static str,
+    /// Another hook shows the same: this one is for kernels where that one cannot be attached, and only when asked for.
+    pub fallback_of: Option<u32>,
 }
 
 impl Row {
-    /// Name of the program, its counters and the tracepoint; what users see.
+    /// Name of the program, its counters and the tracepoint or function; what users see.
     pub fn name(&self) -> &'static str {
         HOOKS[self.hook as usize].name
     }
 
-    pub fn tracepoint(&self) -> &'static str {
-        HOOKS[self.hook as usize].tracepoint
+    pub fn at(&self) -> At {
+        HOOKS[self.hook as usize].at
     }
 }
 
 const fn need(hook: u32, why: &'static str, lost_without: &'static str) -> Row {
-    Row { hook, required: true, why, lost_without }
+    Row { hook, required: true, why, lost_without, fallback_of: None }
 }
 
 const fn want(hook: u32, why: &'static str, lost_without: &'static str) -> Row {
-    Row { hook, required: false, why, lost_without }
+    Row { hook, required: false, why, lost_without, fallback_of: None }
+}
+
+const fn instead(hook: u32, of: u32, why: &'static str, lost_without: &'static str) -> Row {
+    Row { hook, required: false, why, lost_without, fallback_of: Some(of) }
 }
 
 /// The plan. Process hooks come first, so that nobody is unknown whose socket is reported.
@@ -54,6 +60,22 @@ pub const PLAN: &[Row] = &[
     ),
     want(hook::TCP_RETRANSMIT_SKB, "connections that nobody answers", "SYNs dropped by a full accept queue"),
     want(hook::MARK_VICTIM, "choices of the OOM killer", "the difference between an OOM kill and another SIGKILL"),
+    want(
+        hook::KFREE_SKB,
+        "requests and connections that a closing AF_UNIX server throws away",
+        "every request over a unix socket that its server did not answer",
+    ),
+    want(
+        hook::UNIX_STREAM_CONNECT,
+        "connects to AF_UNIX servers that fail",
+        "connects to a unix socket that nobody accepts: no such path, nobody listens, a full accept queue",
+    ),
+    instead(
+        hook::SYS_EXIT,
+        hook::UNIX_STREAM_CONNECT,
+        "the same from the end of connect(2), which costs every system call of the node",
+        "nothing that unix_stream_connect does not show",
+    ),
 ];
 
 const _: () = {
@@ -75,6 +97,8 @@ mod tests {
         for name in ["signal_generate", "inet_sock_set_state", "tcp_send_reset", "tcp_receive_reset"] {
             assert!(required.contains(&name), "{name}");
         }
+        // fexit is not there on every kernel.
+        assert!(PLAN.iter().all(|r| r.at() == At::Tracepoint || !r.required));
         assert!(PLAN.iter().all(|r| !r.why.is_empty() && !r.lost_without.is_empty()));
     }
 }

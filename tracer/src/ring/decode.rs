@@ -115,6 +115,8 @@ pub fn decode(bytes: &[u8], id: EventId) -> Result<Event, DecodeError> {
         abi::kind::RESET_RECEIVED => EventKind::ResetReceived(tcp_notice(r)?),
         abi::kind::SYN_RETRANSMIT => EventKind::SynRetransmitted(tcp_notice(r)?),
         abi::kind::OOM_VICTIM => EventKind::OomVictim { task: task(r.inner(offset_of!(abi::OomVictim, task)))? },
+        abi::kind::UNIX_DROPPED => EventKind::UnixDropped(unix_dropped(r)?),
+        abi::kind::UNIX_REFUSED => EventKind::UnixRefused(unix_refused(r)?),
         kind => return Err(DecodeError::UnknownKind { kind, len: bytes.len() }),
     };
     Ok(Event { id, at: ts, cpu, quality, kind })
@@ -133,6 +135,8 @@ fn shape(kind: u16) -> Option<(&'static str, usize)> {
         abi::kind::RESET_RECEIVED => ("reset_received", size_of::<abi::TcpNotice>()),
         abi::kind::SYN_RETRANSMIT => ("syn_retransmit", size_of::<abi::TcpNotice>()),
         abi::kind::OOM_VICTIM => ("oom_victim", size_of::<abi::OomVictim>()),
+        abi::kind::UNIX_DROPPED => ("unix_dropped", size_of::<abi::UnixDropped>()),
+        abi::kind::UNIX_REFUSED => ("unix_refused", size_of::<abi::UnixRefused>()),
         _ => return None,
     })
 }
@@ -323,6 +327,44 @@ fn tcp_notice(r: Reader<'_>) -> Result<m::TcpNotice, DecodeError> {
         bytes_sent,
         total_retrans,
     })
+}
+
+fn unix_dropped(r: Reader<'_>) -> Result<m::UnixDropped, DecodeError> {
+    fields!(r, abi::UnixDropped: server_sk, client_sk, server_cgroup, client_cgroup, netns, len, embryo);
+    let embryo: u8 = embryo;
+    Ok(m::UnixDropped {
+        server_sk,
+        client_sk,
+        server_cgroup,
+        client_cgroup,
+        netns,
+        embryo: embryo != 0,
+        len,
+        path: unix_path(r, offset_of!(abi::UnixDropped, path), offset_of!(abi::UnixDropped, path_len))?,
+        task: task(r.inner(offset_of!(abi::UnixDropped, task)))?,
+    })
+}
+
+fn unix_refused(r: Reader<'_>) -> Result<m::UnixRefused, DecodeError> {
+    fields!(r, abi::UnixRefused: error);
+    Ok(m::UnixRefused {
+        error,
+        path: unix_path(r, offset_of!(abi::UnixRefused, path), offset_of!(abi::UnixRefused, path_len))?,
+        task: task(r.inner(offset_of!(abi::UnixRefused, task)))?,
+    })
+}
+
+/// A path up to its NUL. An abstract name begins with NUL and has no end but its length: each NUL is shown as `@`, as
+/// /proc/net/unix does; programs that give the whole `sun_path` pad it, which is not shown.
+fn unix_path(r: Reader<'_>, path: usize, len: usize) -> Result<String, DecodeError> {
+    let (path, len): ([u8; abi::UNIX_PATH], u16) = (r.get(path)?, r.get(len)?);
+    let path = path.get(..len.into()).ok_or_else(|| r.bad("path_len", len))?;
+    if path.first() != Some(&0) {
+        return Ok(text(path));
+    }
+    let end = path.iter().rposition(|b| *b != 0).unwrap_or(0);
+    let name: Vec<u8> = path[..=end].iter().map(|b| if *b == 0 { b'@' } else { *b }).collect();
+    Ok(String::from_utf8_lossy(&name).into_owned())
 }
 
 /// Up to the first NUL; what is not UTF-8 becomes U+FFFD.

@@ -108,8 +108,8 @@ pub fn hook_of(kind: &EventKind) -> &'static str {
         EventKind::ResetReceived(_) => hook::TCP_RECEIVE_RESET,
         EventKind::SynRetransmitted(_) => hook::TCP_RETRANSMIT_SKB,
         EventKind::OomVictim { .. } => hook::MARK_VICTIM,
-        EventKind::UnixDropped(_) => return "kfree_skb",
-        EventKind::UnixRefused(_) => return "unix_stream_connect",
+        EventKind::UnixDropped(_) => hook::KFREE_SKB,
+        EventKind::UnixRefused(_) => hook::UNIX_STREAM_CONNECT,
     };
     HOOKS[row as usize].name
 }

@@ -92,6 +92,24 @@ fn want_tuple() -> m::Tuple {
     }
 }
 
+fn unix_dropped(path: &[u8], path_len: u16) -> Record {
+    use abi::UnixDropped as T;
+    let mut r = Record::new::<T>(abi::kind::UNIX_DROPPED, 0);
+    r.task(offset_of!(T, task), 50).u64(offset_of!(T, server_sk), 1).u64(offset_of!(T, client_sk), 2);
+    r.u64(offset_of!(T, server_cgroup), 3).u64(offset_of!(T, client_cgroup), 4).u32(offset_of!(T, netns), 5);
+    r.u32(offset_of!(T, len), 552).u8(offset_of!(T, embryo), 1);
+    r.put(offset_of!(T, path_len), &path_len.to_ne_bytes()).put(offset_of!(T, path), path);
+    r
+}
+
+fn unix_refused(path: &[u8], path_len: u16) -> Record {
+    use abi::UnixRefused as T;
+    let mut r = Record::new::<T>(abi::kind::UNIX_REFUSED, 0);
+    r.task(offset_of!(T, task), 60).u32(offset_of!(T, error), 111);
+    r.put(offset_of!(T, path_len), &path_len.to_ne_bytes()).put(offset_of!(T, path), path);
+    r
+}
+
 fn signal_generate() -> Record {
     use abi::SignalGenerate as T;
     let mut r = Record::new::<T>(abi::kind::SIGNAL_GENERATE, 0);
@@ -332,6 +350,7 @@ fn all() -> Vec<Record> {
     all.push(Record::new::<abi::Fork>(abi::kind::FORK, 0));
     all.push(Record::new::<abi::Exit>(abi::kind::EXIT, 0));
     all.push(Record::new::<abi::OomVictim>(abi::kind::OOM_VICTIM, 0));
+    all.extend([unix_dropped(b"/s", 2), unix_refused(b"\0s", 2)]);
     all
 }
 
@@ -360,4 +379,39 @@ proptest! {
             prop_assert!(decode(&record[..keep], EventId(0)).is_err());
         }
     }
+}
+
+#[test]
+fn unix_sockets() {
+    let want = m::UnixDropped {
+        server_sk: 1,
+        client_sk: 2,
+        server_cgroup: 3,
+        client_cgroup: 4,
+        netns: 5,
+        embryo: true,
+        len: 552,
+        path: "/run/php.sock".into(),
+        task: want_task(50),
+    };
+    assert_eq!(unix_dropped(b"/run/php.sock\0", 14).decode().kind, EventKind::UnixDropped(want));
+    let want = m::UnixRefused { error: 111, path: "/run/php.sock".into(), task: want_task(60) };
+    // The whole of sun_path, as programs give it, with what they had there before.
+    assert_eq!(unix_refused(b"/run/php.sock\0junk", 108).decode().kind, EventKind::UnixRefused(want));
+}
+
+#[test]
+fn unix_paths() {
+    let path = |bytes: &[u8], len| match unix_refused(bytes, len).decode().kind {
+        EventKind::UnixRefused(r) => r.path,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(path(b"\0name", 5), "@name");
+    assert_eq!(path(b"\0a\0b\0\0", 6), "@a@b", "NULs within, and padding");
+    assert_eq!(path(b"\0", 108), "@");
+    assert_eq!(path(b"", 0), "");
+    assert_eq!(path(b"/x\xff", 3), "/x\u{fffd}");
+    assert_eq!(path(&[b'p'; 108], 108).len(), 108, "a path may fill its place, without a NUL");
+    let too_long = DecodeError::BadValue { what: "unix_refused", field: "path_len", value: 113 };
+    assert_eq!(unix_refused(b"/x", 113).error(), too_long);
 }
