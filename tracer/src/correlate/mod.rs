@@ -51,6 +51,7 @@ struct World {
     started: Option<Started>,
     ready: Option<BootNs>,
 }
+    stops: Stops,
 
 impl World {
     fn view(&self) -> View<'_> {
@@ -58,6 +59,7 @@ impl World {
             table: &self.table,
             history: &self.history,
             started: self.started.as_ref(),
+            stops: &self.stops,
             ready: self.ready,
             clock: &self.clock,
         }
@@ -85,6 +87,7 @@ impl Engine {
                 started: None,
                 ready: None,
             },
+                stops: Stops::default(),
             hz: None,
             pending: VecDeque::new(),
             stops: Stops::default(),
@@ -115,6 +118,7 @@ impl Engine {
                 count: l.count,
             }),
             Input::Tick { .. }
+            Input::StopCounters(counters) => self.world.stops.counters(counters),
             | Input::Stopped { .. }
             | Input::Process(_)
             | Input::Listener(_)
@@ -125,7 +129,8 @@ impl Engine {
     }
 
     pub fn tally(&self) -> Tally {
-        Tally { evicted: self.world.history.evicted() + self.world.table.evicted(), ..self.tally }
+        let evicted = self.world.history.evicted() + self.world.table.evicted() + self.world.stops.dropped();
+        Tally { evicted, ..self.tally }
     }
 
     fn event(&mut self, event: &Event, out: &mut Vec<Output>) {
@@ -168,14 +173,16 @@ impl Engine {
     }
 
     fn advance(&mut self, at: BootNs, out: &mut Vec<Output>) {
+        let master = explain::server::of(&lost, &self.world.view()).master;
+        self.world.stops.lost(master, &lost);
         while self.pending.front().is_some_and(|l| l.at + WINDOW_NS <= at) {
             if let Some(lost) = self.pending.pop_front() {
                 let due = lost.at + WINDOW_NS;
                 self.decide(&lost, due, out);
             }
         }
-        let view = self.world.view();
-        self.stops.advance(at, &view, out);
+        let due = self.world.stops.due(at);
+        self.tell(&due, at, out);
     }
 
     fn finish(&mut self, at: BootNs, out: &mut Vec<Output>) {
@@ -184,7 +191,7 @@ impl Engine {
             self.decide(&lost, due, out);
         }
         let view = self.world.view();
-        self.stops.finish(at, &view, out);
+        out.extend(stops.iter().map(|open| Output::Stop(Box::new(stops::tell(open, at, &view)))));
     }
 
     fn decide(&mut self, lost: &Lost, decided_at: BootNs, out: &mut Vec<Output>) {
@@ -192,10 +199,15 @@ impl Engine {
         // Without the protocol of a server no close of it can be read: only nginx and php-fpm are judged.
         let server = explain::server::of(lost, &view);
         if server.kind == explain::server::Kind::Other {
+        let rest = self.world.stops.rest();
+        self.tell(&rest, at, out);
+    }
+
+    fn tell(&self, stops: &[stops::Open], at: BootNs, out: &mut Vec<Output>) {
             self.tally.other_servers += 1;
             return;
         }
-        let stop = self.stops.of(&server, lost, &view);
+        let stop = self.world.stops.of(server.master, lost.at);
         let incident = explain::explain(lost, &view, decided_at, stop.as_deref());
         if incident.cause.not_the_server() {
             self.tally.not_the_server += 1;
@@ -204,7 +216,7 @@ impl Engine {
             }
         } else {
             self.tally.incidents += 1;
-            self.stops.count(stop.as_deref(), incident.cause);
+            self.world.stops.decided(server.master, &incident);
         }
         out.push(Output::Incident(Box::new(incident)));
     }

@@ -4,7 +4,7 @@ use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, advice};
+use super::{Finding, View};
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::ProcKey;
@@ -73,7 +73,6 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
         ),
         chain,
         confidence,
-        advice: advice::fpm_control_timeout(lost.age_ms),
         missing: Vec::new(),
     })
 }
@@ -115,7 +114,6 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         ),
         chain,
         confidence,
-        advice: advice::graceful_fpm(lost.age_ms),
         missing: Vec::new(),
     })
 }
@@ -144,7 +142,6 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         ),
         chain,
         confidence,
-        advice: advice::nginx_stops_first(),
         missing: Vec::new(),
     })
 }
@@ -167,7 +164,6 @@ pub fn not_listening(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         ),
         chain,
         confidence,
-        advice: advice::nginx_stops_first(),
         missing: Vec::new(),
     })
 }

@@ -1,7 +1,7 @@
 //! Finding + loss + names → the incident that is printed.
 
 use super::server::Server;
-use super::{Finding, View};
+use super::{Finding, View, advice};
 use crate::correlate::answer::Closer;
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Conn, Evidence, Lost};
@@ -22,6 +22,7 @@ pub fn assemble(
     stop: Option<&str>,
 ) -> Incident {
     let container = container(lost, server, view);
+    let advice = advice::of(finding.cause, finding.sub_cause, &advice::Facts::of(lost, server, view));
     let mut missing = finding.missing;
     if container.is_none() {
         missing.push(Missing {
@@ -86,7 +87,7 @@ pub fn assemble(
         summary: finding.summary,
         chain: finding.chain.finish(view),
         confidence: finding.confidence.finish(),
-        advice: finding.advice,
+        advice,
         missing,
         loss: loss(view, from, lost.at),
     }

@@ -3,7 +3,7 @@
 use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::server::{Kind, Server};
-use super::{Finding, View, advice};
+use super::{Finding, View};
 use crate::correlate::answer::{Clause, Closer};
 use crate::correlate::history::sig;
 use crate::correlate::lost::{Evidence, Lost};
@@ -75,7 +75,6 @@ pub fn on_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding>
         ),
         chain,
         confidence,
-        advice: advice::keepalive_on_shutdown(),
         missing: Vec::new(),
     })
 }
@@ -108,7 +107,6 @@ pub fn idle(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
         summary: "nginx closed this connection as idle; the next request was already on its way".into(),
         chain,
         confidence,
-        advice: advice::keepalive_timeouts(),
         missing: Vec::new(),
     })
 }

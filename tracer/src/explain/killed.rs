@@ -7,7 +7,7 @@ use super::chain::{self, Chain, Sender};
 use super::confidence::Confidence;
 use super::gone::Gone;
 use super::server::{Kind, Server};
-use super::{Finding, View, advice};
+use super::{Finding, View};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::{BootNs, ProcKey};
@@ -43,11 +43,11 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     chain.signal(story.kill, "killed-from-outside", view);
     let mut confidence = Confidence::of(0.98);
     let name = server.name();
-    let (cause, summary, advice) = match story.stop {
+    let (cause, summary) = match story.stop {
         None => {
             confidence.cap(0.9, "that no stop signal preceded it is known only from not having seen one");
             let summary = format!("{name}'s container was killed (SIGKILL) without having been asked to stop");
-            (Cause::ContainerKilled, summary, advice::stop_before_kill())
+            (Cause::ContainerKilled, summary)
         }
         Some(stop) => {
             chain.signal(stop, if stop.effective() { "asked-to-stop-before" } else { "ignored-by-pid-1" }, view);
@@ -58,12 +58,12 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
                 let summary = format!(
                     "{name} was still busy {seconds:.1} s after {asked}, when its grace period ended in SIGKILL"
                 );
-                (Cause::GracePeriodExceeded, summary, advice::longer_grace(ms.div_ceil(1000)))
+                (Cause::GracePeriodExceeded, summary)
             } else {
                 let summary = format!(
                     "PID 1 of {name}'s container ignored {asked}, so {name} never heard of it and was killed {seconds:.1} s later"
                 );
-                (Cause::Pid1IgnoresStopSignal, summary, advice::exec_in_entrypoint())
+                (Cause::Pid1IgnoresStopSignal, summary)
             }
         }
     };
@@ -77,7 +77,6 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
         chain,
         confidence,
         summary,
-        advice,
         missing: Vec::new(),
     })
 }

@@ -21,8 +21,9 @@ mod supervisor;
 use crate::correlate::history::History;
 use crate::correlate::lost::Lost;
 use crate::identity::Table;
+use crate::correlate::stops::Stops;
 use crate::model::event::BootNs;
-use crate::model::incident::{Advice, Cause, Incident, Missing, Trigger};
+use crate::model::incident::{Cause, Incident, Missing, Trigger};
 use crate::model::input::Started;
 use crate::model::time::WallClock;
 use chain::Chain;
@@ -41,6 +42,8 @@ pub struct View<'a> {
     pub table: &'a Table,
     pub history: &'a History,
     pub started: Option<&'a Started>,
+    /// Stops under way, and what was seen of them.
+    pub stops: &'a Stops,
     /// When everything was attached and scanned.
     pub ready: Option<BootNs>,
     pub clock: &'a WallClock,
@@ -61,7 +64,6 @@ pub struct Finding {
     pub chain: Chain,
     pub confidence: Confidence,
     pub summary: String,
-    pub advice: Vec<Advice>,
     pub missing: Vec<Missing>,
 }
 
@@ -139,7 +141,6 @@ fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
         chain,
         confidence,
         summary: format!("{}: why is not known", chain::what_happened(lost, server)),
-        advice: Vec::new(),
         missing,
     }
 }

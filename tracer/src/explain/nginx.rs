@@ -8,7 +8,7 @@ use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, advice};
+use super::{Finding, View};
 use crate::correlate::answer::Closer;
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
@@ -67,7 +67,6 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         ),
         chain,
         confidence,
-        advice: advice::graceful_nginx(),
         missing: Vec::new(),
     })
 }
@@ -92,7 +91,6 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
     chain.exit(exit, "ends-after-closing-everything", view);
     chain.signal(signal, "worker-drains-since", view);
     let reload = !sig::stops(signal.what.signal);
-    let seconds = (since as f64 / 1e9).round() as u64;
     Some(Finding {
         cause: Cause::WorkerShutdownTimeout,
         sub_cause: reload.then_some("reload"),
@@ -104,7 +102,6 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
         ),
         chain,
         confidence: Confidence::of(0.97),
-        advice: advice::worker_shutdown_timeout(seconds, lost.age_ms),
         missing: Vec::new(),
     })
 }
@@ -133,7 +130,6 @@ fn overridden(
         ),
         chain,
         confidence,
-        advice: advice::graceful_nginx(),
         missing: Vec::new(),
     }
 }
@@ -164,7 +160,6 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         ),
         chain,
         confidence,
-        advice: advice::prestop_sleep(ms.div_ceil(1000)),
         missing: Vec::new(),
     })
 }
@@ -193,7 +188,6 @@ pub fn accept_queue(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         ),
         chain,
         confidence,
-        advice: advice::prestop_sleep(0),
         missing: Vec::new(),
     })
 }

@@ -25,7 +25,6 @@ fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, 
         chain,
         confidence: Confidence::of(value),
         summary: summary.into(),
-        advice: Vec::new(),
         missing: Vec::new(),
     }
 }

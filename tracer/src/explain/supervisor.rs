@@ -4,7 +4,7 @@ use super::chain::Chain;
 use super::confidence::Confidence;
 use super::gone::Gone;
 use super::server::{Kind, Server};
-use super::{Finding, View, advice, chain};
+use super::{Finding, View, chain};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::Lost;
 use crate::identity::{Place, Role};
@@ -102,7 +102,6 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
         ),
         chain,
         confidence,
-        advice: advice::supervisor_order(),
         missing: Vec::new(),
     })
 }

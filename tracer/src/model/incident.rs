@@ -214,7 +214,7 @@ pub struct ProcessRef {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Advice {
     pub id: String,
-    /// `dockerfile`, `pod-spec`, `nginx-conf`, `php-fpm-conf`, `supervisor-conf`, `edge`, `why502`.
+    /// `dockerfile`, `pod-spec`, `nginx-conf`, `php-fpm-conf`, `supervisor-conf`, `edge`, `operator`, `why502`.
     pub kind: String,
     pub target: String,
     pub change: String,
@@ -257,14 +257,55 @@ pub struct Stop {
     pub server: String,
     pub signal: Option<String>,
     pub phases: Vec<Phase>,
+    pub in_flight: InFlight,
+    /// Connections that were established after the stop signal. Null: not counted.
+    pub accepted_after: Option<After>,
+    /// Connections that came when nobody listened any more. Null: this kernel does not tell of them.
+    pub late: Option<After>,
+    /// Null: not known.
+    pub grace: Option<Grace>,
     pub incidents: u64,
     pub by_cause: BTreeMap<String, u64>,
+    /// What together would have kept all of them.
+    pub advice: Vec<Advice>,
     pub missing: Vec<Missing>,
+}
+
+/// What became of the requests that the server had when its container got the stop signal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InFlight {
+    /// `answered`, and those of `cut` that had come before the signal. Null: one of the two is not known.
+    pub at_signal: Option<u64>,
+    /// Null: not counted.
+    pub answered: Option<u64>,
+    /// Closed without an answer.
+    pub cut: u64,
+    /// The last of `answered` ended so long after the signal.
+    pub drain_ms: Option<u64>,
+    /// The longest request took at least so long.
+    pub longest_ms: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct After {
+    pub count: u64,
+    /// The last of them, after the stop signal (`accepted_after`), after the listener's close (`late`).
+    pub last_ms: Option<u64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Grace {
+    pub ms: u64,
+    /// `spec`, or `observed`: from the first phase to the SIGKILL.
+    pub source: String,
+    /// At the exit; negative when it came later.
+    pub left_ms: i64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `stop-signal`, `second-signal`, `listener-closed`, `last-worker-exit`, `exit`, `kill`.
+    /// `exec`, `prestop`, `container-signal`, `stop-signal`, `second-signal`, `listener-closed`, `last-accept`,
+    /// `drain-end`, `last-worker-exit`, `exit`, `kill`.
     pub name: String,
     pub at: String,
     /// Since the first phase.

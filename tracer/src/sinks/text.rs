@@ -4,7 +4,7 @@
 //! it like a log. (In JSON it is effect first, as the rules build it.)
 
 use super::escape::escape;
-use crate::model::incident::{Advice, Bound, Container, Incident, Missing, Pod, Stop};
+use crate::model::incident::{Advice, After, Bound, Container, Incident, Missing, Pod, Stop};
 use crate::model::time::time_of_day;
 use crate::model::{Level, Output};
 use std::fmt::Write as _;
@@ -89,6 +89,9 @@ pub fn stop(s: &Stop, paint: Paint) -> String {
         let lead = format!("{ms:>ms_width$}  {:<name_width$}  ", escape(&phase.name));
         block.hanging(if n == 0 { "phases" } else { "" }, &lead, &phase.text);
     }
+    for (label, text) in numbers(s) {
+        block.row(label, &text, None);
+    }
     if s.incidents == 0 {
         block.row("lost", "no request", Some(GREEN));
     } else {
@@ -96,9 +99,43 @@ pub fn stop(s: &Stop, paint: Paint) -> String {
         let noun = if s.incidents == 1 { "request" } else { "requests" };
         block.row("lost", &format!("{} {noun}: {}", s.incidents, by.join(", ")), Some(RED));
     }
+    if !s.advice.is_empty() {
+        block.advice(&s.advice);
+    }
     block.missing(&s.missing);
     block.row("id", &s.id, Some(DIM));
     block.end()
+}
+
+/// What a stop found and left, as far as it is known.
+fn numbers(s: &Stop) -> Vec<(&'static str, String)> {
+    let seconds = |ms: u64| format!("{}.{} s", ms / 1000, ms % 1000 / 100);
+    let mut rows = Vec::new();
+    let f = &s.in_flight;
+    let longest = f.longest_ms.map(|ms| format!("; the longest took at least {}", seconds(ms))).unwrap_or_default();
+    if let Some(n) = f.at_signal {
+        let drain = f.drain_ms.map(|ms| format!(" (the last after {})", seconds(ms))).unwrap_or_default();
+        let answered = f.answered.map(|n| format!(": {n} answered{drain}")).unwrap_or_default();
+        rows.push(("open", format!("{n} in flight at the signal{answered}; {} cut{longest}", f.cut)));
+    } else if f.cut > 0 {
+        rows.push(("open", format!("{} cut{longest}", f.cut)));
+    }
+    let last = |after: &After| after.last_ms.map(|ms| format!(", the last {} after", seconds(ms))).unwrap_or_default();
+    let some = |after: &Option<After>| after.filter(|a| a.count > 0);
+    let accepted = some(&s.accepted_after).map(|a| format!("{} connections accepted{} the signal", a.count, last(&a)));
+    let late = some(&s.late).map(|a| format!("{} refused{} the listener's close", a.count, last(&a)));
+    let after: Vec<String> = [accepted, late].into_iter().flatten().collect();
+    if !after.is_empty() {
+        rows.push(("after", after.join("; ")));
+    }
+    if let Some(g) = &s.grace {
+        let text = match g.left_ms {
+            left @ 1.. => format!("{} of {} left ({})", seconds(left.unsigned_abs()), seconds(g.ms), g.source),
+            _ => format!("all of {} used ({})", seconds(g.ms), g.source),
+        };
+        rows.push(("grace", text));
+    }
+    rows
 }
 
 /// `2026-11-22 14:03:22.118204 UTC`.

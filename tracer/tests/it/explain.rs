@@ -57,7 +57,7 @@ fn the_same_as_text() {
         assert!(block.lines().skip(1).all(|line| line.starts_with("  ")), "{block}");
         assert!(block.lines().all(|line| line.chars().count() <= 100), "{block}");
     }
-    assert!(text.contains("  change  - Dockerfile of the nginx image (dockerfile): STOPSIGNAL SIGQUIT\n"), "{text}");
+    assert!(text.contains("  change  - Dockerfile of the nginx image (dockerfile): STOPSIGNAL SIGQUIT "), "{text}");
     assert!(!text.contains('\x1b'), "no colours in a pipe");
     let stderr = str::from_utf8(&output.stderr).unwrap();
     assert!(stderr.contains("4 incidents, 1 stop: endpoint-race 1, nginx-fast-shutdown 3"), "{stderr}");

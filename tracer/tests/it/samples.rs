@@ -443,6 +443,17 @@ pub(crate) fn stop() -> Stop {
         container: Some(container()),
         server: "nginx".into(),
         signal: Some("SIGTERM".into()),
+        in_flight: InFlight {
+            at_signal: Some(12),
+            answered: Some(9),
+            cut: 3,
+            drain_ms: Some(2100),
+            longest_ms: Some(3100),
+        },
+        accepted_after: Some(After { count: 14, last_ms: Some(800) }),
+        late: Some(After { count: 1, last_ms: Some(1400) }),
+        grace: Some(Grace { ms: 30_000, source: "spec".into(), left_ms: 27_900 }),
+        advice: incident().advice,
         phases: vec![
             phase("stop-signal", 0, Some("e12"), "runc sent SIGTERM to nginx master"),
             phase("listener-closed", 5, Some("e20"), "0.0.0.0:80 was closed"),

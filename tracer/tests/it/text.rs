@@ -1,7 +1,7 @@
 //! Blocks and lines as people see them.
 
 use crate::samples;
-use why502::model::incident::{Advice, Bound, Requests};
+use why502::model::incident::{Advice, Bound, Grace, InFlight, Requests};
 use why502::model::{EventKind, Incident, Stop};
 use why502::sinks::text::{self, Paint, WIDTH};
 use why502::sinks::trace::{self, Context};
@@ -79,7 +79,16 @@ fn a_stop() {
   phases   +0 ms  stop-signal      runc sent SIGTERM to nginx master
            +5 ms  listener-closed  0.0.0.0:80 was closed
           +10 ms  exit             nginx master exited with 0
+  open    12 in flight at the signal: 9 answered (the last after 2.1 s); 3 cut; the longest took at
+          least 3.1 s
+  after   14 connections accepted, the last 0.8 s after the signal; 1 refused, the last 1.4 s after
+          the listener's close
+  grace   27.9 s of 30.0 s left (spec)
   lost    4 requests: endpoint-race 1, nginx-fast-shutdown 3
+  change  - Dockerfile (dockerfile): STOPSIGNAL SIGQUIT
+            SIGQUIT lets nginx finish the requests that it has (only together with prestop-sleep)
+          - spec.containers[nginx].lifecycle.preStop (pod-spec): sleep before the stop signal [5 s]
+            new connections came for 3.1 s after the stop signal (n=12, 0.2 to 3.1 s)
   id      s-8f1f6a0c-12
 
 ";
@@ -87,6 +96,14 @@ fn a_stop() {
     let none = Stop { incidents: 0, by_cause: Default::default(), signal: None, ..samples::stop() };
     let none = text::stop(&none, PLAIN);
     assert!(none.contains("  lost    no request\n") && none.contains("no signal seen, "), "{none}");
+    let unknown = InFlight { cut: 2, longest_ms: Some(1234), ..InFlight::default() };
+    let grace = Some(Grace { ms: 10_000, source: "observed".into(), left_ms: -3 });
+    let unknown = Stop { in_flight: unknown, accepted_after: None, late: None, grace, ..samples::stop() };
+    let unknown = text::stop(&unknown, PLAIN);
+    assert!(
+        unknown.contains("  open    2 cut; the longest took at least 1.2 s\n  grace   all of 10.0 s used (observed)\n"),
+        "{unknown}"
+    );
 }
 
 #[test]

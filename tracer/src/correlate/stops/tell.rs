@@ -1,0 +1,163 @@
+//! A stop that is over → what is printed of it.
+
+use super::{Command, Open, PhaseFact, before};
+use crate::correlate::history::sig;
+use crate::explain::{View, chain, container_of, pod_of};
+use crate::identity::{Place, Role};
+use crate::model::event::BootNs;
+use crate::model::incident::{After, Grace, InFlight, Missing, Phase, SCHEMA, Stop, Trigger};
+use crate::model::input::StopCounters;
+
+const MS: u64 = 1_000_000;
+
+pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
+    let place = match view.table.place(&open.task) {
+        Place::Container(c) => Some(c),
+        _ => None,
+    };
+    let time = |t: BootNs| view.clock.rfc3339(t).unwrap_or_else(|| format!("boot+{t}ns"));
+    let (root, event) = &open.root;
+    let root = view.history.signals_to(root).iter().find(|s| s.event == *event);
+    let mut missing = Vec::new();
+    let mut lacks = |fact: &str, effect: &str| missing.push(Missing { fact: fact.into(), effect: effect.into() });
+    if open.early {
+        lacks("later-events", "too many stops were under way at once: this one is told before its end");
+    } else if open.exited.is_none() {
+        lacks("exit", "the observation ended before the server did");
+    }
+    if open.cut > 0 {
+        lacks("phases", "there were more signals and closes than are kept of one stop");
+    }
+    let counters = counters(open, view, &mut lacks);
+    let phases = phases(open, counters, view);
+    let first = phases.first().map_or(open.since, |p| p.at);
+    let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
+    Stop {
+        kind: "stop".into(),
+        schema: SCHEMA,
+        id: open.id.clone(),
+        node,
+        boot_id,
+        at: time(first),
+        ended_at: time(open.exited.unwrap_or(at)),
+        trigger: root.map_or(Trigger::Unknown, |s| chain::trigger(s, view)),
+        pod: place.and_then(pod_of),
+        container: place.map(container_of),
+        server: match open.role {
+            Role::NginxMaster => "nginx".into(),
+            _ => "php-fpm".into(),
+        },
+        signal: Some(sig::name(open.signal)),
+        phases: phases
+            .iter()
+            .map(|p| Phase {
+                name: p.name.into(),
+                at: time(p.at),
+                after_ms: p.at.saturating_sub(first) / MS,
+                event: p.event.map(|e| e.to_string()),
+                text: p.text.clone(),
+            })
+            .collect(),
+        in_flight: in_flight(open, counters),
+        accepted_after: counters.map(|c| After { count: c.accepted_after, last_ms: since(open.base, c.last_accept) }),
+        late: late(open, view),
+        grace: grace(open, first, at),
+        incidents: open.by_cause.values().sum(),
+        by_cause: open.by_cause.clone(),
+        advice: open.advice.clone(),
+        missing,
+    }
+}
+
+fn since(from: BootNs, at: Option<BootNs>) -> Option<u64> {
+    at.map(|at| at.saturating_sub(from) / MS)
+}
+
+/// The counters of this stop, unless they hold another server's connections as well.
+fn counters<'o>(open: &'o Open, view: &View, lacks: &mut dyn FnMut(&str, &str)) -> Option<&'o StopCounters> {
+    let Some(counters) = &open.counters else {
+        lacks("stop-counters", "how many requests were answered and accepted after the signal was not counted");
+        return None;
+    };
+    let beside = view.table.processes().any(|p| {
+        let here = p.cgroup == open.task.cgroup && p.key != open.master;
+        let alive = p.exited.is_none_or(|e| e.at >= open.base);
+        here && alive && matches!(view.table.role(&p.key).role, Role::NginxMaster | Role::PhpFpmMaster)
+    });
+    if beside {
+        lacks("own-counters", "nginx and php-fpm share a cgroup, whose connections are counted together");
+        return None;
+    }
+    Some(counters)
+}
+
+fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<PhaseFact> {
+    let mut all: Vec<PhaseFact> = open.phases.clone();
+    for phase in &mut all {
+        let signal = phase.signal_to.and_then(|to| {
+            let signals = view.history.signals_to(&to).iter();
+            signals.rev().find(|s| Some(s.event) == phase.event)
+        });
+        if let Some(signal) = signal {
+            let name = sig::name(signal.what.signal);
+            phase.text = format!("{name} from {}", chain::sender_text(signal, view));
+        }
+    }
+    all.extend(open.command.as_ref().map(|command| self::command(command, open)));
+    if let Some(c) = counters {
+        let mut counted = |name: &'static str, at: Option<BootNs>, text: String| {
+            all.extend(at.map(|at| PhaseFact { name, at, event: None, text, signal_to: None }));
+        };
+        counted("last-accept", c.last_accept, format!("the last of {} connections after the signal", c.accepted_after));
+        let text =
+            format!("the last of {} requests that were in flight at the signal and were answered", c.answered_after);
+        counted("drain-end", c.last_answered, text);
+    }
+    all.sort_by_key(|p| (p.at, p.event));
+    all
+}
+
+fn command(command: &Command, open: &Open) -> PhaseFact {
+    let mut text = format!("`{}`, run from outside of the container", command.argv.join(" "));
+    let sent = command.exit.is_none_or(|(at, _)| at >= open.since);
+    if sent {
+        text.push_str(", sent the signal");
+    }
+    match command.exit {
+        Some((_, code)) => text.push_str(&format!(", {}", before::exit_text(code))),
+        None => text.push_str(", its exit was not seen"),
+    }
+    if !sent {
+        text.push_str(" before the signal: a preStop hook, a probe, or somebody's exec");
+    }
+    PhaseFact { name: "exec", at: command.at, event: command.event, text, signal_to: None }
+}
+
+fn in_flight(open: &Open, counters: Option<&StopCounters>) -> InFlight {
+    let answered = counters.map(|c| c.answered_after);
+    let drain_ms = counters.and_then(|c| since(open.base, c.last_answered));
+    let seen = &open.seen;
+    InFlight {
+        at_signal: answered.zip(seen.cut_before).map(|(answered, cut)| answered + cut),
+        answered,
+        cut: seen.closed,
+        drain_ms,
+        longest_ms: drain_ms.into_iter().chain((seen.cut.n > 0).then_some(seen.cut.max)).max(),
+    }
+}
+
+fn late(open: &Open, view: &View) -> Option<After> {
+    // Without the hook for resets that no socket sends, refused connections leave no event.
+    let blind = view.started.is_none_or(|s| s.degraded.iter().any(|d| d.id == "no-reply-resets"));
+    let range = open.seen.late;
+    (!blind).then_some(After { count: range.n, last_ms: (range.n > 0).then_some(range.max) })
+}
+
+fn grace(open: &Open, first: BootNs, at: BootNs) -> Option<Grace> {
+    // Killed without a word: there was no grace period.
+    let killed = open.killed.filter(|_| open.signal != sig::KILL)?;
+    let ms = killed.saturating_sub(first) / MS;
+    let end = open.exited.unwrap_or(at).saturating_sub(first) / MS;
+    let left_ms = i64::try_from(ms).unwrap_or(i64::MAX) - i64::try_from(end).unwrap_or(i64::MAX);
+    Some(Grace { ms, source: "observed".into(), left_ms })
+}

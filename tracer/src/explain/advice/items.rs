@@ -1,0 +1,314 @@
+//! Each advice by itself.
+
+use super::{Facts, MARGIN_S};
+use crate::model::incident::Advice;
+
+/// The least stopwaitsecs: supervisord's own default.
+const LEAST_STOPWAITSECS: u64 = 10;
+/// nginx's own keepalive_timeout for clients, and the one for its connections to upstreams.
+const KEEPALIVE_S: u64 = 75;
+const EDGE_KEEPALIVE_S: u64 = 60;
+/// Long enough for a busy client to send its next request, short against any grace period.
+const KEEPALIVE_MIN_S: u64 = 5;
+
+fn advice(id: &str, kind: &str, target: &str, change: &str, needs: &[&str], why: &str) -> Advice {
+    Advice {
+        id: id.into(),
+        kind: kind.into(),
+        target: target.into(),
+        change: change.into(),
+        value: None,
+        unit: None,
+        needs: needs.iter().map(|s| (*s).to_string()).collect(),
+        why: why.into(),
+    }
+}
+
+fn seconds(value: Option<u64>, advice: Advice) -> Advice {
+    Advice { value, unit: value.map(|_| "s".into()), ..advice }
+}
+
+pub fn stopsignal() -> Advice {
+    advice(
+        "stopsignal-sigquit",
+        "dockerfile",
+        "Dockerfile of the nginx image",
+        "STOPSIGNAL SIGQUIT  (or lifecycle.stopSignal: SIGQUIT in the pod spec from Kubernetes 1.33), and no hook that sends a signal itself",
+        &["prestop-sleep", "grace-period"],
+        "nginx takes SIGTERM as \"drop everything now\", even after a SIGQUIT; on SIGQUIT it finishes the requests that it has, but takes none of those that are still coming",
+    )
+}
+
+pub fn prestop_sleep(f: &Facts) -> Advice {
+    let s = f.pre_stop();
+    let change = format!(
+        "exec: [\"/bin/sleep\", \"{s}\"]  (or preStop.sleep.seconds: {s} from Kubernetes 1.29; docker has no hooks)"
+    );
+    let why = format!(
+        "nginx stays open until everybody has stopped sending to it; the seconds count against the grace period. {}",
+        f.connections()
+    );
+    let target = "lifecycle.preStop of the nginx container";
+    seconds(Some(s), advice("prestop-sleep", "pod-spec", target, &change, &["grace-period"], &why))
+}
+
+/// terminationGracePeriodSeconds of a pod in which nothing needs longer than nginx.
+pub fn grace(f: &Facts) -> Advice {
+    grace_after(f, f.pre_stop(), "preStop")
+}
+
+/// The same when php-fpm waits for nginx.
+pub fn fpm_grace(f: &Facts) -> Advice {
+    match php_sleep(f) {
+        Some(sleep) => grace_after(f, sleep, "preStop of php-fpm"),
+        None => grace(f),
+    }
+}
+
+fn grace_after(f: &Facts, sleep: u64, what: &str) -> Advice {
+    let (value, sum) = match f.longest() {
+        Some(longest) => {
+            let sum = sleep + longest.needs() + MARGIN_S;
+            (Some(sum), format!("{sleep} s {what} + {} + {MARGIN_S} s margin = {sum}, or more", longest.term()))
+        }
+        None => (None, format!("{sleep} s {what} + your longest request + {MARGIN_S} s margin, or more")),
+    };
+    let why = format!("what is still open when the grace period is over is killed. {}", f.requests());
+    let target = "terminationGracePeriodSeconds, 30 unless set (docker: --stop-timeout, 10)";
+    seconds(value, advice("grace-period", "pod-spec", target, &sum, &[], &why))
+}
+
+pub fn edge_retry() -> Advice {
+    advice(
+        "edge-retry-idempotent",
+        "edge",
+        "the load balancer or edge in front",
+        "let go of kept connections when the endpoint is removed, and retry idempotent requests once on another pod when one was closed before the first byte (nginx: proxy_next_upstream error)",
+        &[],
+        "a request on a kept connection can always meet its close; only the sender can repeat it",
+    )
+}
+
+pub fn keepalive_min_timeout() -> Advice {
+    let change = format!("keepalive_min_timeout {KEEPALIVE_MIN_S}s;  (nginx 1.27.4 or newer)");
+    let why =
+        "idle connections stay open for so long after SIGQUIT or a reload, for a request that is already on its way";
+    let target = "http context of nginx.conf";
+    seconds(Some(KEEPALIVE_MIN_S), advice("keepalive-min-timeout", "nginx-conf", target, &change, &[], why))
+}
+
+pub fn keepalive_timeout() -> Advice {
+    let change = format!(
+        "keepalive_timeout {KEEPALIVE_S}s;  (longer than the sender keeps idle connections: nginx upstreams and AWS load balancers 60 s, Google's 600 s)"
+    );
+    let why = "the side that sends requests must be the one that closes idle connections";
+    let (id, target) = ("keepalive-timeout-longer-than-edge", "http context of the pod's nginx.conf");
+    seconds(Some(KEEPALIVE_S), advice(id, "nginx-conf", target, &change, &["edge-keepalive-timeout"], why))
+}
+
+pub fn edge_keepalive_timeout() -> Advice {
+    let change = format!(
+        "at most {EDGE_KEEPALIVE_S} s for idle upstream connections  (nginx: keepalive_timeout in the upstream)"
+    );
+    let why = "it must be shorter than the pod's keepalive_timeout, by more than a round trip";
+    let target = "the load balancer or edge in front";
+    seconds(Some(EDGE_KEEPALIVE_S), advice("edge-keepalive-timeout", "edge", target, &change, &[], why))
+}
+
+/// `stop`: a stop and not a reload, so that the grace period counts as well.
+pub fn worker_shutdown_timeout(f: &Facts, stop: bool) -> Advice {
+    let s = f.longest().map_or(2 * f.timeout_s, |l| l.needs()).max(f.timeout_s + 1);
+    let why = format!(
+        "it must be longer than the longest request: what is open when it runs out is closed. It was about {} s. {}",
+        f.timeout_s,
+        f.requests()
+    );
+    let change = format!("worker_shutdown_timeout {s}s;  (or remove it)");
+    let needs: &[&str] = if stop { &["grace-period"] } else { &[] };
+    seconds(
+        Some(s),
+        advice("worker-shutdown-timeout", "nginx-conf", "main context of nginx.conf", &change, needs, &why),
+    )
+}
+
+pub fn stop_before_kill() -> Advice {
+    advice(
+        "stop-before-kill",
+        "operator",
+        "whoever stops the pod",
+        "stop it with a grace period (kubectl delete without --force --grace-period=0, docker stop instead of docker kill)",
+        &["grace-period"],
+        "SIGKILL cannot be handled: every open request is lost",
+    )
+}
+
+pub fn exec_in_entrypoint(fpm: bool) -> Advice {
+    let (server, signal) = match fpm {
+        true => ("exec php-fpm -F", "fpm-stopsignal-sigquit"),
+        false => ("exec nginx -g 'daemon off;'", "stopsignal-sigquit"),
+    };
+    advice(
+        "exec-in-entrypoint",
+        "dockerfile",
+        "ENTRYPOINT or CMD script of the image",
+        &format!("start the server with `exec` ({server}), or put an init such as tini before it"),
+        &[signal],
+        "PID 1 gets no default signal handlers: a shell as PID 1 ignores the stop signal and passes nothing on",
+    )
+}
+
+pub fn prestop_command() -> Advice {
+    advice(
+        "prestop-command",
+        "pod-spec",
+        "lifecycle.preStop of the container",
+        "replace the command by the sleep below: it failed, so nothing was done before the stop signal",
+        &[],
+        "a hook that fails does not delay the stop signal; try the command with kubectl exec",
+    )
+}
+
+pub fn native_sidecar() -> Advice {
+    advice(
+        "native-sidecar",
+        "pod-spec",
+        "the proxy's container",
+        "a native sidecar: an initContainer with restartPolicy: Always (Kubernetes 1.29), or a proxy that drains for as long as the app",
+        &[],
+        "native sidecars are stopped after the containers that need them",
+    )
+}
+
+pub fn readiness() -> Advice {
+    advice(
+        "readiness-probe",
+        "pod-spec",
+        "readinessProbe of the nginx container",
+        "a probe of the port that is served, so that nobody is sent here before nginx listens",
+        &[],
+        "an endpoint without a probe is ready as soon as its container runs",
+    )
+}
+
+pub fn fpm_stopsignal() -> Advice {
+    advice(
+        "fpm-stopsignal-sigquit",
+        "dockerfile",
+        "Dockerfile of the php-fpm image",
+        "STOPSIGNAL SIGQUIT  (or lifecycle.stopSignal: SIGQUIT in the pod spec from Kubernetes 1.33)",
+        &["fpm-process-control-timeout"],
+        "php-fpm takes SIGTERM as \"end every child now\"; on SIGQUIT it lets them finish, if process_control_timeout allows",
+    )
+}
+
+pub fn control_timeout(f: &Facts) -> Advice {
+    let value = f.longest().map(|l| l.needs() + MARGIN_S);
+    let change = match (value, f.longest()) {
+        (Some(s), Some(longest)) => {
+            format!("process_control_timeout = {s}  ({} + {MARGIN_S} s margin)", longest.term())
+        }
+        _ => "process_control_timeout = your longest request, in seconds".into(),
+    };
+    let why = format!(
+        "with 0, the default, a graceful stop kills the children at once. What arrives while it stops is lost all the same. {}",
+        f.requests()
+    );
+    let needs = ["nginx-stops-first", "grace-period"];
+    let target = "[global] of php-fpm.conf";
+    seconds(value, advice("fpm-process-control-timeout", "php-fpm-conf", target, &change, &needs, &why))
+}
+
+/// Seconds that php-fpm waits: nginx's own sleep, and its drain.
+fn php_sleep(f: &Facts) -> Option<u64> {
+    Some(f.pre_stop() + f.longest()?.needs() + MARGIN_S)
+}
+
+pub fn nginx_stops_first(f: &Facts) -> Advice {
+    let value = php_sleep(f);
+    let sleep = match (value, f.longest()) {
+        (Some(s), Some(longest)) => format!(
+            "preStop sleep of php-fpm {s} s: {} s preStop of nginx + {} + {MARGIN_S} s margin = {s}",
+            f.pre_stop(),
+            longest.term()
+        ),
+        _ => "preStop sleep of php-fpm longer than nginx's own preStop and drain".into(),
+    };
+    let change = format!(
+        "{sleep}  (or php-fpm as a native sidecar, an initContainer with restartPolicy: Always, from Kubernetes 1.29: it is stopped after nginx)"
+    );
+    let why = format!("while php-fpm stops, nobody accepts what nginx still sends to it. {}", f.requests());
+    let needs = ["prestop-sleep", "grace-period"];
+    let target = "lifecycle.preStop of the php-fpm container";
+    seconds(value, advice("nginx-stops-first", "pod-spec", target, &change, &needs, &why))
+}
+
+pub fn start_fpm_first() -> Advice {
+    advice(
+        "start-fpm-first",
+        "pod-spec",
+        "the php-fpm container, and the readinessProbe of nginx",
+        "php-fpm as a native sidecar with a startupProbe (Kubernetes 1.29), or a readinessProbe of nginx that is answered by php",
+        &[],
+        "containers of a pod start side by side: nginx may be ready long before php-fpm",
+    )
+}
+
+pub fn keep_fpm_up() -> Advice {
+    advice(
+        "keep-fpm-up",
+        "pod-spec",
+        "the php-fpm container",
+        "find out why php-fpm ended (kubectl logs --previous), and take the pod out of service while it is down: a readinessProbe of nginx that is answered by php",
+        &[],
+        "until it is started again, everything that needs php is refused",
+    )
+}
+
+pub fn max_children() -> Advice {
+    advice(
+        "fpm-max-children",
+        "php-fpm-conf",
+        "pool section of php-fpm",
+        "more pm.max_children, as far as memory allows, or requests that take less time",
+        &[],
+        "requests wait only while every child is busy",
+    )
+}
+
+pub fn listen_backlog() -> Advice {
+    advice(
+        "fpm-listen-backlog",
+        "php-fpm-conf",
+        "pool section of php-fpm, and the node's or the pod's sysctl",
+        "listen.backlog larger than the burst that may wait, and net.core.somaxconn not smaller than that",
+        &["fpm-max-children"],
+        "on a unix socket a connect to a full queue fails at once; the queue holds listen.backlog + 1 connections",
+    )
+}
+
+pub fn supervisor_priority() -> Advice {
+    advice(
+        "supervisor-priority",
+        "supervisor-conf",
+        "supervisord.conf",
+        "[program:php-fpm] priority=10 and [program:nginx] priority=20; stopsignal=QUIT for both",
+        &["supervisor-stopwaitsecs", "prestop-sleep", "grace-period"],
+        "supervisord stops the highest priority first, and of one priority the last started: nginx must be gone before php-fpm",
+    )
+}
+
+pub fn stopwaitsecs(f: &Facts) -> Advice {
+    let value = f.longest().map(|l| (l.needs() + MARGIN_S).max(LEAST_STOPWAITSECS));
+    let change = match (value, f.longest()) {
+        (Some(s), Some(longest)) => {
+            format!(
+                "stopwaitsecs={s} for both programs  ({} + {MARGIN_S} s margin, at least {LEAST_STOPWAITSECS})",
+                longest.term()
+            )
+        }
+        _ => "stopwaitsecs longer than your longest request, for both programs".into(),
+    };
+    let why = format!("after it supervisord kills. {}", f.requests());
+    let (id, target) = ("supervisor-stopwaitsecs", "supervisord.conf");
+    seconds(value, advice(id, "supervisor-conf", target, &change, &["grace-period"], &why))
+}

@@ -1,0 +1,217 @@
+//! What to change, as sets: applied together they remove the loss, so whatever an advice needs is in its set. Values are
+//! computed from what was seen, and say so: one stop is a sample. tests/tests/advice.rs applies each set and plays the
+//! scenario again.
+
+mod items;
+
+use super::View;
+use super::server::{Kind, Server};
+use crate::correlate::history::sig;
+use crate::correlate::lost::Lost;
+use crate::correlate::stops::Range;
+use crate::model::incident::{Advice, Cause};
+use items as item;
+
+/// A preStop sleep is never shorter: endpoints are removed within seconds, but not at once.
+const LEAST_PRESTOP_S: u64 = 5;
+/// Added to the last connection that came too late.
+const PRESTOP_MARGIN_S: u64 = 1;
+/// Who still comes after this time does not wait for endpoints to be removed: more sleep would not help.
+const LONGEST_LATE_MS: u64 = 30_000;
+/// Between the end of the longest request and whatever would cut it.
+const MARGIN_S: u64 = 5;
+
+/// What the values come from. All of it may be unknown: then an advice has no value, or the least one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    pub kind: Option<Kind>,
+    /// nginx was asked by TERM or INT, its fast shutdown.
+    pub fast: bool,
+    /// Nobody asked the server to stop, but its workers were replaced.
+    pub reload: bool,
+    /// Ages, in ms, of the requests that were cut.
+    pub cut: Range,
+    /// Requests that were in flight at the signal and answered, and the last of them in ms after it.
+    pub answered: u64,
+    pub answered_ms: Option<u64>,
+    /// Connections that came after the listener's close, in ms after it.
+    pub late: Range,
+    /// What the pod's preStop hook sleeps already.
+    pub pre_stop_s: u64,
+    /// The timeout that ran out.
+    pub timeout_s: u64,
+}
+
+impl Facts {
+    pub fn of(lost: &Lost, server: &Server, view: &View) -> Self {
+        let seen = server.master.and_then(|m| view.stops.seen(&m)).copied().unwrap_or_default();
+        let mut facts = Facts { kind: Some(server.kind), cut: seen.cut, late: seen.late, ..Facts::default() };
+        facts.pre_stop_s = seen.pre_stop_s;
+        if facts.cut.n == 0
+            && lost.cut_in_flight()
+            && let Some(age) = lost.age_ms
+        {
+            facts.cut.add(age);
+        }
+        if let Some(counted) = server.master.and_then(|m| view.stops.counted(&m)) {
+            facts.answered = counted.answered_after;
+            facts.answered_ms = counted.last_answered.map(|t| t.saturating_sub(counted.signal_at) / 1_000_000);
+        }
+        let asked = server.stop_signals(view, lost.at);
+        facts.fast = asked.iter().any(|s| matches!(s.what.signal, sig::TERM | sig::INT));
+        facts.reload = asked.is_empty() && server.told_to_end(view, lost.at);
+        if let Some(told) = server.told_to_drain(view, lost.at) {
+            facts.timeout_s = (lost.at - told.at + 500_000_000) / 1_000_000_000;
+        }
+        facts
+    }
+
+    /// Seconds of nginx's preStop sleep: until after the last connection that came too late.
+    fn pre_stop(&self) -> u64 {
+        let late = match self.late.n {
+            0 => 0,
+            _ => self.late.max.min(LONGEST_LATE_MS).div_ceil(1000) + PRESTOP_MARGIN_S,
+        };
+        LEAST_PRESTOP_S.max(self.pre_stop_s + late)
+    }
+
+    /// The longest request that was seen.
+    fn longest(&self) -> Option<Longest> {
+        let whole = |ms: u64| ms.div_ceil(1000).max(1);
+        let cut = (self.cut.n > 0).then(|| whole(self.cut.max));
+        match (cut, self.answered_ms.map(whole)) {
+            (Some(cut), Some(answered)) if answered >= 2 * cut => Some(Longest { seconds: answered, cut: false }),
+            (Some(cut), _) => Some(Longest { seconds: cut, cut: true }),
+            (None, answered) => answered.map(|seconds| Longest { seconds, cut: false }),
+        }
+    }
+
+    /// The requests that [`longest`](Self::longest) is of.
+    fn requests(&self) -> String {
+        let mut parts = Vec::new();
+        if self.cut.n > 0 {
+            parts.push(format!("n={} cut when {} s old", self.cut.n, seconds(self.cut)));
+        }
+        if let Some(ms) = self.answered_ms.filter(|_| self.answered > 0) {
+            let s = ms as f64 / 1000.0;
+            parts.push(format!("n={} answered, the last {s:.1} s after the signal", self.answered));
+        }
+        match parts.is_empty() {
+            true => "No request was seen whose length is known.".into(),
+            false => format!("Requests seen in this stop: {}.", parts.join(", ")),
+        }
+    }
+
+    /// The connections that [`pre_stop`](Self::pre_stop) is of.
+    fn connections(&self) -> String {
+        match self.late.n {
+            0 => format!("No late connection was seen yet: {LEAST_PRESTOP_S} s is the least."),
+            n => format!(
+                "Late connections seen in this stop: n={n}, {} s after the listener's close.",
+                seconds(self.late)
+            ),
+        }
+    }
+}
+
+/// `0.4–3.1`, from milliseconds.
+fn seconds(range: Range) -> String {
+    let [min, max] = [range.min, range.max].map(|ms| format!("{:.1}", ms as f64 / 1000.0));
+    if min == max { max } else { format!("{min}–{max}") }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Longest {
+    seconds: u64,
+    /// It was not finished: its length is not known, and twice what was seen is taken for it.
+    cut: bool,
+}
+
+impl Longest {
+    fn needs(self) -> u64 {
+        self.seconds * if self.cut { 2 } else { 1 }
+    }
+
+    /// A term of a sum.
+    fn term(self) -> String {
+        match self.cut {
+            true => format!("2 x {} s longest request (it was cut)", self.seconds),
+            false => format!("{} s longest request", self.seconds),
+        }
+    }
+}
+
+/// The set for a cause.
+pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
+    let fpm = f.kind == Some(Kind::PhpFpm);
+    match cause {
+        Cause::NginxFastShutdown | Cause::QuitThenTerm => graceful_nginx(f),
+        Cause::EndpointRace | Cause::NginxAcceptQueueDropped if f.fast => graceful_nginx(f),
+        Cause::EndpointRace | Cause::NginxAcceptQueueDropped => open_until_unused(f),
+        Cause::KeepaliveRaceOnShutdown => {
+            let mut set = if f.fast { graceful_nginx(f) } else { open_until_unused(f) };
+            set.extend([item::edge_retry(), item::keepalive_min_timeout()]);
+            set
+        }
+        Cause::KeepaliveRace if f.reload => vec![item::edge_retry(), item::keepalive_min_timeout()],
+        Cause::KeepaliveRace => vec![item::keepalive_timeout(), item::edge_keepalive_timeout()],
+        Cause::WorkerShutdownTimeout if sub_cause == Some("reload") => vec![item::worker_shutdown_timeout(f, false)],
+        Cause::WorkerShutdownTimeout => vec![item::worker_shutdown_timeout(f, true), item::grace(f)],
+        Cause::GracePeriodExceeded => vec![item::grace(f)],
+        Cause::ContainerKilled => [vec![item::stop_before_kill()], graceful(f, fpm)].concat(),
+        Cause::Pid1IgnoresStopSignal => [vec![item::exec_in_entrypoint(fpm)], graceful(f, fpm)].concat(),
+        Cause::PrestopFailed => [vec![item::prestop_command()], graceful(f, fpm)].concat(),
+        Cause::SidecarGoneFirst => vec![item::native_sidecar()],
+        Cause::NginxNotListening => vec![item::readiness()],
+        Cause::FpmControlTimeoutZero => [vec![item::control_timeout(f)], fpm_outlives_nginx(f)].concat(),
+        Cause::FpmFastShutdown => graceful_fpm(f),
+        Cause::FpmNotListening if sub_cause == Some("not-started") => vec![item::start_fpm_first()],
+        Cause::FpmNotListening if sub_cause == Some("crashed") => vec![item::keep_fpm_up()],
+        Cause::FpmAcceptQueueDropped | Cause::FpmNotListening => fpm_outlives_nginx(f),
+        Cause::FpmListenQueueFull => vec![item::max_children(), item::listen_backlog()],
+        Cause::SupervisorStopOrder => {
+            let order = [item::supervisor_priority(), item::stopwaitsecs(f)];
+            [order.to_vec(), open_until_unused(f)].concat()
+        }
+        Cause::ClientAbort
+        | Cause::EdgeTimeout
+        | Cause::RequesterReset
+        | Cause::DeliberateClose
+        | Cause::Unexplained => Vec::new(),
+    }
+}
+
+fn graceful(f: &Facts, fpm: bool) -> Vec<Advice> {
+    if fpm { graceful_fpm(f) } else { graceful_nginx(f) }
+}
+
+fn graceful_nginx(f: &Facts) -> Vec<Advice> {
+    [vec![item::stopsignal()], open_until_unused(f)].concat()
+}
+
+fn open_until_unused(f: &Facts) -> Vec<Advice> {
+    vec![item::prestop_sleep(f), item::grace(f)]
+}
+
+fn graceful_fpm(f: &Facts) -> Vec<Advice> {
+    [vec![item::fpm_stopsignal(), item::control_timeout(f)], fpm_outlives_nginx(f)].concat()
+}
+
+fn fpm_outlives_nginx(f: &Facts) -> Vec<Advice> {
+    vec![item::nginx_stops_first(f), item::prestop_sleep(f), item::fpm_grace(f)]
+}
+
+/// Adds a set to another one. Of two with one id the greater value stays, and of equal ones the later, whose sample is
+/// larger.
+pub fn merge(all: &mut Vec<Advice>, more: &[Advice]) {
+    for new in more {
+        match all.iter_mut().find(|old| old.id == new.id) {
+            Some(old) if new.value >= old.value => *old = new.clone(),
+            Some(_) => {}
+            None => all.push(new.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
