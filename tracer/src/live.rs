@@ -1,6 +1,6 @@
 //! The live source: attaches the probes, scans what was there before them, and gives the one input sequence.
 //!
-//! Order: `Started`, `Clock`, the cgroups, processes and listeners of the start-up scan, `Ready`; then per batch: losses,
+//! Order: `Started`, `Clock`, the cgroups, processes and listeners (TCP and AF_UNIX) of the start-up scan, `Ready`; then per batch: losses,
 //! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds and when the wall clock was set, and a `Tick` up to which all events
 //! were fed. Attach first, then scan: what happens in between is in the ring and follows after `Ready`, with its time.
 
@@ -8,6 +8,7 @@ mod check;
 mod facts;
 mod filter;
 mod unix_connect;
+mod fpm;
 
 use crate::kernel::fields::{self, FieldError, Globals};
 use crate::kernel::host::{Host, Mounts, Rights};
@@ -140,6 +141,8 @@ pub struct Live {
     last_recursion: BootNs,
     last_filter: BootNs,
     clocks: facts::Clocks,
+    fresh_fpm: fpm::Fresh,
+    root: PathBuf,
     /// Events were given since the last tick.
     unticked: bool,
     /// The ring was not read to its end.
@@ -215,6 +218,7 @@ impl Live {
         }
         pending.extend(scan.processes.into_iter().map(Input::Process));
         pending.extend(scan.listeners.into_iter().map(Input::Listener));
+        pending.extend(scan.unix_listeners.into_iter().map(Input::UnixListener));
         let now = clock::boot_ns();
         pending.push(Input::Ready { at: now });
 
@@ -241,6 +245,8 @@ impl Live {
             last_recursion: 0,
             last_filter: now,
             clocks,
+            fresh_fpm: fpm::Fresh::default(),
+            root: options.root,
             unticked: false,
             more: false,
         };
@@ -325,6 +331,7 @@ impl Live {
         }
         let mut out: Vec<Input> = losses.into_iter().map(Input::Loss).collect();
         out.extend(self.resolver.due(now).into_iter().map(Input::Cgroup));
+        out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
         for event in batch.events {
             self.give(event, now, &mut out);
         }
@@ -370,6 +377,7 @@ impl Live {
                 out.extend(self.resolver.try_resolve(id, hierarchy, now).map(Input::Cgroup));
             }
         }
+        self.fresh_fpm.observe(&event);
         if let EventKind::TcpState(s) = &event.kind {
             self.hz.add(event.at, s.jiffies);
         }

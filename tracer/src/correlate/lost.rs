@@ -1,6 +1,7 @@
 //! A lost request as the kernel showed it, before anybody asks why.
 
 use super::answer::{Clause, Closer};
+use crate::identity::FoundBy;
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task, TcpState, Tuple, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
 
@@ -68,7 +69,7 @@ impl Lost {
     pub fn cut_in_flight(&self) -> bool {
         matches!(
             &self.evidence,
-            Evidence::Close { closer: Closer::Local, .. } | Evidence::UnixClose { queued: false, .. }
+            Evidence::Close { closer: Closer::Local, .. } | Evidence::UnixClose { thrown: None, .. }
         )
     }
     /// Nobody had accepted it when its listener went.
@@ -77,20 +78,20 @@ impl Lost {
             &self.evidence,
             Evidence::Close { closer: Closer::AcceptQueue, .. }
                 | Evidence::Handshake { .. }
-                | Evidence::UnixClose { queued: true, .. }
+                | Evidence::UnixClose { thrown: Some(_), .. }
         )
     }
     /// Nobody listened.
     pub fn refused(&self) -> bool {
         match &self.evidence {
             Evidence::Refused { .. } => true,
-            Evidence::UnixRefused { what } => what.error != errno::AGAIN,
+            Evidence::UnixRefused { what, .. } => what.error != errno::AGAIN,
             _ => false,
         }
     }
     /// There was a listener, and no room in its queue.
     pub fn queue_full(&self) -> bool {
-        matches!(&self.evidence, Evidence::UnixRefused { what } if what.error == errno::AGAIN)
+        matches!(&self.evidence, Evidence::UnixRefused { what, .. } if what.error == errno::AGAIN)
     }
     /// Data that came too late for a connection on which nothing had ever passed: its first request, not a race on a kept
     /// connection.
@@ -118,11 +119,10 @@ pub enum Evidence {
     LateData { reset: Box<ResetSent>, closed_at: Option<BootNs> },
     /// The client believed itself connected, the half-open connection had gone with its listener.
     Handshake { reset: Box<ResetSent>, closed: ListenerClosed },
-    /// An AF_UNIX connection was closed with bytes unread; `queued`: nobody had accepted it, `thrown` shows that where
-    /// `dropped` does not.
-    UnixClose { dropped: Box<UnixDropped>, queued: bool, thrown: Option<Thrown> },
-    /// An AF_UNIX connect failed.
-    UnixRefused { what: Box<UnixRefused> },
+    /// An AF_UNIX connection was closed with bytes unread; `thrown`: nobody had accepted it.
+    UnixClose { dropped: Box<UnixDropped>, thrown: Option<Thrown> },
+    /// An AF_UNIX connect failed; `found`: how its server was told, `full_since`: since when its queue is full.
+    UnixRefused { what: Box<UnixRefused>, found: Option<FoundBy>, full_since: Option<BootNs> },
 }
 
 /// The record of a connection that a closing AF_UNIX listener had in its queue.

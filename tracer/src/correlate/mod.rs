@@ -5,7 +5,8 @@ pub mod answer;
 pub mod detect;
 pub mod history;
 pub mod lost;
-mod stops;
+pub mod stops;
+pub mod unix;
 
 use crate::explain::{self, View};
 use crate::identity::{Limits, Place, Table};
@@ -50,16 +51,16 @@ struct World {
     clock: WallClock,
     started: Option<Started>,
     ready: Option<BootNs>,
-}
     stops: Stops,
+}
 
 impl World {
     fn view(&self) -> View<'_> {
         View {
             table: &self.table,
             history: &self.history,
-            started: self.started.as_ref(),
             stops: &self.stops,
+            started: self.started.as_ref(),
             ready: self.ready,
             clock: &self.clock,
         }
@@ -72,7 +73,7 @@ pub struct Engine {
     world: World,
     hz: Option<u32>,
     pending: VecDeque<Lost>,
-    stops: Stops,
+    unix: unix::Unix,
     tally: Tally,
 }
 
@@ -86,11 +87,11 @@ impl Engine {
                 clock: WallClock::default(),
                 started: None,
                 ready: None,
-            },
                 stops: Stops::default(),
+            },
             hz: None,
             pending: VecDeque::new(),
-            stops: Stops::default(),
+            unix: unix::Unix::default(),
             tally: Tally::default(),
         }
     }
@@ -117,13 +118,13 @@ impl Engine {
                 kind: l.kind,
                 count: l.count,
             }),
-            Input::Tick { .. }
             Input::StopCounters(counters) => self.world.stops.counters(counters),
+            Input::Tick { .. }
             | Input::Stopped { .. }
             | Input::Process(_)
             | Input::Listener(_)
-            | Input::Cgroup(_)
-            | Input::StopCounters(_) => {}
+            | Input::UnixListener(_)
+            | Input::Cgroup(_) => {}
         }
         out
     }
@@ -157,13 +158,23 @@ impl Engine {
             }
             _ => {}
         }
-        self.stops.observe(event, &self.world.table);
-        let Some(lost) = detect::detect(event, &self.world.table, &mut self.world.history, self.hz) else { return };
+        self.world.stops.observe(event, &self.world.table, &self.world.history);
+        let World { table, history, started, .. } = &mut self.world;
+        let lost = match &event.kind {
+            EventKind::UnixDropped(d) => self.unix.dropped(event, d, table, history, &mut self.pending),
+            EventKind::UnixRefused(r) => {
+                self.unix.refused(event, r, table, started.as_ref().map_or(0, |s| s.host_netns))
+            }
+            _ => detect::detect(event, table, history, self.hz),
+        };
+        let Some(lost) = lost else { return };
         if let (Evidence::Close { closer: Closer::PeerFin | Closer::PeerReset, .. }, Some(server)) =
             (&lost.evidence, &lost.server)
         {
             self.world.history.client_left(lost.event, at, server.key);
         }
+        let master = explain::server::of(&lost, &self.world.view()).master;
+        self.world.stops.lost(master, &lost);
         self.pending.push_back(lost);
         if self.pending.len() > MAX_PENDING
             && let Some(lost) = self.pending.pop_front()
@@ -173,8 +184,6 @@ impl Engine {
     }
 
     fn advance(&mut self, at: BootNs, out: &mut Vec<Output>) {
-        let master = explain::server::of(&lost, &self.world.view()).master;
-        self.world.stops.lost(master, &lost);
         while self.pending.front().is_some_and(|l| l.at + WINDOW_NS <= at) {
             if let Some(lost) = self.pending.pop_front() {
                 let due = lost.at + WINDOW_NS;
@@ -190,6 +199,11 @@ impl Engine {
             let due = at.min(lost.at + WINDOW_NS);
             self.decide(&lost, due, out);
         }
+        let rest = self.world.stops.rest();
+        self.tell(&rest, at, out);
+    }
+
+    fn tell(&self, stops: &[stops::Open], at: BootNs, out: &mut Vec<Output>) {
         let view = self.world.view();
         out.extend(stops.iter().map(|open| Output::Stop(Box::new(stops::tell(open, at, &view)))));
     }
@@ -199,11 +213,6 @@ impl Engine {
         // Without the protocol of a server no close of it can be read: only nginx and php-fpm are judged.
         let server = explain::server::of(lost, &view);
         if server.kind == explain::server::Kind::Other {
-        let rest = self.world.stops.rest();
-        self.tell(&rest, at, out);
-    }
-
-    fn tell(&self, stops: &[stops::Open], at: BootNs, out: &mut Vec<Output>) {
             self.tally.other_servers += 1;
             return;
         }

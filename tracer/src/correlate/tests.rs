@@ -1,5 +1,7 @@
 //! Sequences made by hand, for what live runs seldom show: each is a way in which a careless rule would blame the wrong one.
 
+mod unix;
+
 use super::answer::tests::{state, task};
 use super::{Engine, EngineOptions};
 use crate::model::event::{

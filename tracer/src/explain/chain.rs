@@ -39,7 +39,10 @@ impl Chain {
 
     /// The first link of every chain: the loss itself.
     pub fn loss(&mut self, lost: &Lost, server: &Server, view: &View) {
-        let task = lost.server.as_ref().and_then(|a| a.task.as_ref());
+        let task = match &lost.evidence {
+            Evidence::UnixRefused { what, .. } => Some(&what.task),
+            _ => lost.server.as_ref().and_then(|a| a.task.as_ref()),
+        };
         self.links.push(Proto {
             event: lost.event,
             at: lost.at,
@@ -150,8 +153,9 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
         Evidence::Close { closer: Closer::Other(err), .. } => {
             format!("the connection was ended with error {err} by neither side")
         }
+        Evidence::UnixRefused { .. } if lost.queue_full() => format!("{who}'s listen queue had no room"),
         Evidence::Refused { .. } | Evidence::UnixRefused { .. } => "the connection was refused".into(),
-        Evidence::UnixClose { queued: true, .. } => format!("a connection was thrown out of {who}'s accept queue"),
+        Evidence::UnixClose { thrown: Some(_), .. } => format!("a connection was thrown out of {who}'s accept queue"),
         Evidence::UnixClose { .. } => format!("{who} closed the connection without an answer"),
         Evidence::LateData { .. } => format!("the request came after {who} had closed the connection"),
         Evidence::Handshake { .. } => "the listener went away during the handshake".into(),
@@ -187,9 +191,9 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
             },
             reason_text(reset, view)
         ),
-        Evidence::UnixClose { dropped, queued: true, .. } => format!("{} bytes of it were never read", dropped.len),
+        Evidence::UnixClose { dropped, thrown: Some(_) } => format!("{} bytes of it were never read", dropped.len),
         Evidence::UnixClose { dropped, .. } => format!("bytes of it ({}) were still unread", dropped.len),
-        Evidence::UnixRefused { what } => format!("connect failed with {}", errno(what.error)),
+        Evidence::UnixRefused { what, .. } => format!("connect failed with {}", errno(what.error)),
     };
     format!("{happened} ({peer}): {detail}")
 }

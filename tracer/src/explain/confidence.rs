@@ -7,8 +7,10 @@ use super::{Finding, View};
 use crate::correlate::answer::Clause;
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::unix::looks_like_php_fpm;
+use crate::identity::FoundBy;
 use crate::model::incident::{self, Cause, Level, Missing};
-use crate::model::input::{HookState, Started};
+use crate::model::input::{HookState, HookStatus, Started};
 
 /// Window before the earliest link in which a lost record could have changed the verdict.
 pub const BEFORE_NS: u64 = 1_000_000_000;
@@ -97,8 +99,39 @@ pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Serve
     if server.kind != Kind::Unknown && !server.sure {
         finding.confidence.cap(0.8, format!("that this is {} is only a guess ({})", server.name(), server.why));
     }
+    whose_socket(finding, lost);
     if lost.tcp().is_some_and(|t| tls_port(t.local_port)) && maybe_idle_tls(lost) {
         finding.confidence.cap(0.6, "on a TLS port an idle connection can look unanswered");
+    }
+}
+
+/// How the server of an AF_UNIX path was told, and what a close of it does not.
+fn whose_socket(finding: &mut Finding, lost: &Lost) {
+    if let Evidence::UnixClose { thrown: None, .. } = &lost.evidence {
+        finding.missing.push(Missing {
+            fact: "answer-bytes".into(),
+            effect: "on a unix socket it is not known whether the answer had begun: a cut one looks like none".into(),
+        });
+    }
+    let Evidence::UnixRefused { what, found, .. } = &lost.evidence else { return };
+    match found {
+        Some(FoundBy::Path) => {}
+        Some(FoundBy::FileName) => {
+            finding.confidence.cap(0.9, "php-fpm is known to have served a path of the same file name only");
+        }
+        Some(FoundBy::Neighbour) if looks_like_php_fpm(&what.path) => {
+            finding
+                .confidence
+                .cap(0.9, "that this php-fpm served the path is known only from being the only one there");
+        }
+        Some(FoundBy::Neighbour) => finding.confidence.cap(0.65, "nothing says that this path is php-fpm's"),
+        None => {
+            finding.confidence.cap(0.6, "which php-fpm, if any, serves this path is not known");
+            finding.missing.push(Missing {
+                fact: "server-process".into(),
+                effect: "no php-fpm is known for this path, so no signal or exit can be tied to it".into(),
+            });
+        }
     }
 }
 
@@ -117,7 +150,9 @@ fn hooks(finding: &mut Finding, started: Option<&Started>) {
         finding.confidence.cap(0.8, "it is not recorded which hooks were attached");
         return;
     };
-    for hook in started.hooks.iter().filter(|h| h.state != HookState::Attached) {
+    // What these show is either there or not; no verdict rests on not having seen it.
+    let additional = |h: &HookStatus| matches!(h.hook.as_str(), "kfree_skb" | "unix_stream_connect" | "sys_exit");
+    for hook in started.hooks.iter().filter(|h| h.state != HookState::Attached && !additional(h)) {
         finding.confidence.cap(0.8, format!("the hook {} was not attached", hook.hook));
         finding.missing.push(Missing {
             fact: format!("hook:{}", hook.hook),

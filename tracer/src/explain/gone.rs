@@ -19,7 +19,7 @@ pub enum Gone<'v> {
     /// The close of the last TCP socket that listened.
     Closed(ListenerClosed),
     /// This loss is itself the close of an AF_UNIX listener: the connection was in its queue.
-    Queue { at: BootNs, thrown: Option<Thrown>, exit: Option<&'v ExitFact>, closer: Option<ProcKey> },
+    Queue { at: BootNs, thrown: Thrown, exit: Option<&'v ExitFact>, closer: Option<ProcKey> },
     /// The exit of the process that had listened on an AF_UNIX path.
     Exit(&'v ExitFact),
 }
@@ -30,7 +30,7 @@ impl<'v> Gone<'v> {
         match &lost.evidence {
             Evidence::Refused { closed: Some(closed), .. } => Some(Gone::Closed(closed.clone())),
             Evidence::Handshake { .. } | Evidence::Close { .. } => queue_closed(lost, view).map(Gone::Closed),
-            Evidence::UnixClose { queued: true, thrown, .. } => {
+            Evidence::UnixClose { thrown: Some(thrown), .. } => {
                 let closer = server.process.filter(|_| server.exiting);
                 let exit = server.exit(view).filter(|e| server.exiting && e.at <= lost.at);
                 Some(Gone::Queue { at: lost.at, thrown: *thrown, exit, closer })
@@ -64,9 +64,7 @@ impl<'v> Gone<'v> {
         match self {
             Gone::Closed(closed) => chain.listener_closed(closed, &lost.address(), view),
             Gone::Queue { thrown, exit, .. } => {
-                if let Some(thrown) = thrown {
-                    chain.thrown_out(thrown, lost, view);
-                }
+                chain.thrown_out(thrown, lost, view);
                 if let Some(exit) = exit {
                     chain.exit(exit, "sockets-are-closed-by-exit", view);
                 }

@@ -66,9 +66,11 @@ pub fn assemble(
             ip: lost.tcp().map(|t| t.remote_ip),
             port: lost.tcp().map(|t| t.remote_port),
             kind: "unknown".into(),
-            container: requester.and_then(|t| match view.table.place(t) {
-                Place::Container(c) => Some(c.container.id.clone()),
-                _ => None,
+            container: unix_requester(lost, view).or_else(|| {
+                requester.and_then(|t| match view.table.place(t) {
+                    Place::Container(c) => Some(c.container.id.clone()),
+                    _ => None,
+                })
             }),
         },
         server: incident::Server {
@@ -91,6 +93,16 @@ pub fn assemble(
         missing,
         loss: loss(view, from, lost.at),
     }
+}
+
+/// The container of the nginx behind an AF_UNIX connection.
+fn unix_requester(lost: &Lost, view: &View) -> Option<String> {
+    let cgroup = match &lost.evidence {
+        Evidence::UnixClose { dropped, .. } => (dropped.client_cgroup, 0),
+        Evidence::UnixRefused { what, .. } => (what.task.cgroup, what.task.cgroup_v1),
+        _ => return None,
+    };
+    view.table.container_of_cgroup(cgroup.0, cgroup.1).map(|c| c.container.id.clone())
 }
 
 /// The container of whoever closed; of the socket where nobody did.

@@ -17,11 +17,12 @@ mod precedence;
 mod requester;
 pub mod server;
 mod supervisor;
+mod unix;
 
 use crate::correlate::history::History;
 use crate::correlate::lost::Lost;
-use crate::identity::Table;
 use crate::correlate::stops::Stops;
+use crate::identity::Table;
 use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Incident, Missing, Trigger};
 use crate::model::input::Started;
@@ -41,9 +42,9 @@ pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
 pub struct View<'a> {
     pub table: &'a Table,
     pub history: &'a History,
-    pub started: Option<&'a Started>,
     /// Stops under way, and what was seen of them.
     pub stops: &'a Stops,
+    pub started: Option<&'a Started>,
     /// When everything was attached and scanned.
     pub ready: Option<BootNs>,
     pub clock: &'a WallClock,
@@ -81,6 +82,9 @@ const RULES: &[Rule] = &[
     fpm::fast_shutdown,
     fpm::accept_queue,
     fpm::not_listening,
+    unix::listen_queue_full,
+    unix::queue_full_while_stopping,
+    unix::nobody_listens,
     killed::killed,
     supervisor::stop_order,
     requester::gave_up,

@@ -2,7 +2,7 @@
 
 use super::View;
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::Lost;
+use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::{Role, ServerKind};
 use crate::model::event::{BootNs, ProcKey, TICK_NS, Task, Tuple};
 
@@ -42,7 +42,12 @@ pub fn of(lost: &Lost, view: &View) -> Server {
         sure: false,
         why: String::new(),
     };
-    let Some(actor) = &lost.server else { return none };
+    // A connect that failed names no process: it is judged only when its path is php-fpm's.
+    let refused = matches!(lost.evidence, Evidence::UnixRefused { .. });
+    let Some(actor) = &lost.server else {
+        let why = "the name of its socket is all there is".to_string();
+        return if refused { Server { kind: Kind::PhpFpm, why, ..none } } else { none };
+    };
     let info = view.table.role(&actor.key);
     let base = Server {
         process: Some(actor.key),
@@ -71,7 +76,10 @@ pub fn of(lost: &Lost, view: &View) -> Server {
             let why = if master_sure { base.why.clone() } else { "its master is not known".into() };
             Server { kind, master, sure: base.sure && master_sure, why, ..base }
         }
-        _ if view.table.process(&actor.key).is_none() => Server { kind: Kind::Unknown, ..base },
+        _ if view.table.process(&actor.key).is_none() => {
+            let why = "it ended too long ago to be remembered".to_string();
+            if refused { Server { kind: Kind::PhpFpm, sure: false, why, ..base } } else { base }
+        }
         // Something else held the last copy of nginx's or php-fpm's socket: the loss is theirs, who closed is not known.
         _ => {
             let at = |t: &Tuple| view.table.server_at(t.netns, t.local_ip, t.local_port, lost.at);

@@ -16,6 +16,8 @@ enum How<'v> {
     Cut(Option<&'v ExitFact>),
     /// The listener went before anybody took it.
     Gone(Gone<'v>),
+    /// Nobody took it, and the queue was full.
+    Full,
 }
 
 fn how<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<How<'v>> {
@@ -30,6 +32,9 @@ fn how<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<How<'v>> {
         };
         return (!exit.is_some_and(own)).then_some(How::Cut(exit));
     }
+    if lost.queue_full() {
+        return Some(How::Full);
+    }
     (lost.refused() || lost.thrown_out_of_queue()).then(|| Gone::of(lost, server, view).map(How::Gone))?
 }
 
@@ -41,7 +46,7 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     }
     let how = how(lost, server, view)?;
     let by = match &how {
-        How::Cut(_) => lost.at,
+        How::Cut(_) | How::Full => lost.at,
         How::Gone(gone) => gone.at(),
     };
     let master = server.master?;
@@ -72,6 +77,7 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
         How::Cut(Some(exit)) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         How::Cut(None) => confidence.cap(0.8, "the exit of the child was not seen"),
         How::Gone(gone) => gone.link(&mut chain, lost, view),
+        How::Full => {}
     }
     chain.signal(to_master, "supervisor-stops-php-fpm-first", view);
     let mut trigger = Trigger::Unknown;

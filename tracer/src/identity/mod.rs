@@ -18,13 +18,16 @@ mod process;
 mod retention;
 mod role;
 mod table;
+mod unix;
 
 pub use cgroups::{CgroupState, Cgroups, ContainerInfo, Place};
 pub use container::{ContainerRef, Qos, Runtime};
 pub use listeners::{ListenState, Listeners, Owner, ServerKind, SocketClose};
 pub use process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
-pub use role::{Role, RoleInfo, is_notable};
+pub use role::{Kind as Program, program};
+pub use role::{Role, RoleInfo, is_notable, is_php_fpm_process, is_php_fpm_program};
 pub use table::{Limits, ServerInfo, Table};
+pub use unix::{FoundBy, UnixServer};
 
 use crate::model::BootNs;
 

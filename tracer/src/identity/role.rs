@@ -63,7 +63,7 @@ pub struct RoleInfo {
 
 /// What a program is by its file name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     Nginx,
     PhpFpm,
     Supervisor,
@@ -71,6 +71,11 @@ pub(super) enum Kind {
     Runtime,
     Shell,
     Other,
+}
+
+/// What a program of this file name is taken for.
+pub fn program(name: &str) -> Kind {
+    Kind::of_name(name)
 }
 
 impl Kind {
@@ -130,6 +135,18 @@ pub fn is_notable(fact: &ProcessFact) -> bool {
     let image = Image::new(&fact.exe, &fact.argv, ImageFrom::Proc);
     let notable = |k: Kind| matches!(k, Kind::Nginx | Kind::PhpFpm | Kind::Supervisor | Kind::Runtime);
     notable(Kind::of_image(&image)) || notable(Kind::of_name(&fact.comm)) || title(&image).is_some()
+}
+
+/// Is this a php-fpm, as far as /proc tells?
+pub fn is_php_fpm_process(fact: &ProcessFact) -> bool {
+    let image = Image::new(&fact.exe, &fact.argv, ImageFrom::Proc);
+    let titled = title(&image).is_some_and(|(kind, _)| kind == Kind::PhpFpm);
+    titled || Kind::of_image(&image) == Kind::PhpFpm
+}
+
+/// Would this program, by its path, be a php-fpm?
+pub fn is_php_fpm_program(path: &str) -> bool {
+    is_php_fpm(base(path))
 }
 
 /// Programs run from a descriptor (runc's clone of itself) have no name of their own.

@@ -5,6 +5,7 @@ use super::listeners::{ListenState, Listeners, Owner, ServerKind};
 use super::process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
 use super::retention::Retention;
 use super::role::{Kind, Role};
+use super::unix::UnixPaths;
 use crate::model::event::{EventKind, Execed, TICK_NS};
 use crate::model::input::{CgroupFact, Hierarchy, ListenerFact, ProcessFact};
 use crate::model::{BootNs, Event, EventId, Input, ProcKey, Task};
@@ -50,6 +51,7 @@ pub struct Table {
     retention: Retention,
     cgroups: Cgroups,
     listeners: Listeners,
+    pub(super) unix_paths: UnixPaths,
     limits: Limits,
     now: BootNs,
     evicted: u64,
@@ -70,6 +72,7 @@ impl Table {
             retention: Retention::default(),
             cgroups: Cgroups::new(limits.cgroups),
             listeners: Listeners::new(limits.sockets),
+            unix_paths: UnixPaths::new(limits.sockets / 8),
             limits,
             now: 0,
             evicted: 0,
@@ -82,6 +85,7 @@ impl Table {
             Input::Event(event) => self.observe_event(event),
             Input::Process(fact) => self.observe_process(fact),
             Input::Listener(fact) => self.observe_listener(fact),
+            Input::UnixListener(fact) => self.observe_unix_listener(fact),
             Input::Cgroup(fact) => self.observe_cgroup(fact),
             Input::Tick { at } | Input::Ready { at } | Input::Stopped { at } => self.advance(*at),
             Input::Started(_) | Input::Clock { .. } | Input::Loss(_) | Input::StopCounters(_) => {}
@@ -110,7 +114,10 @@ impl Table {
             }
             EventKind::ResetSent(s) => self.touch(&s.task, Known::Record, at),
             EventKind::OomVictim { task } => self.touch(task, Known::Record, at),
-            EventKind::UnixDropped(d) => self.touch(&d.task, Known::Record, at),
+            EventKind::UnixDropped(d) => {
+                self.touch(&d.task, Known::Record, at);
+                self.observe_unix_dropped(d, at);
+            }
             EventKind::UnixRefused(r) => self.touch(&r.task, Known::Record, at),
             EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => {}
         }
@@ -286,7 +293,7 @@ impl Table {
 
     /// Everything that was dropped to keep memory bounded: processes, cgroups, listeners. Never reset.
     pub fn evicted(&self) -> u64 {
-        self.evicted + self.cgroups.evicted() + self.listeners.evicted()
+        self.evicted + self.cgroups.evicted() + self.listeners.evicted() + self.unix_paths.evicted()
     }
 
     pub fn len(&self) -> usize {

@@ -303,8 +303,8 @@ pub struct TcpNotice {
 /// server never read, or (`embryo`) a connection that nobody had accepted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnixDropped {
-    /// The server's socket of this connection; names the connection. 0: it cannot be told, because the sender of the bytes
-    /// had closed its own end before (unix_release_sock() takes the sender's `unix_peer` away): nobody waits for an answer.
+    /// The server's socket of this connection; names the connection. Bytes whose sender has closed its end since make no
+    /// record: nobody waits for an answer.
     pub server_sk: u64,
     /// The socket that had sent the bytes; 0 for an embryo.
     pub client_sk: u64,

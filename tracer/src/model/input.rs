@@ -17,6 +17,7 @@ pub enum Input {
     Event(Event),
     Process(ProcessFact),
     Listener(ListenerFact),
+    UnixListener(UnixListenerFact),
     Cgroup(CgroupFact),
     /// Boot ↔ wall, sampled together. The only way from event times to wall times.
     Clock {
@@ -113,6 +114,18 @@ pub struct ListenerFact {
     pub ip: IpAddr,
     pub port: u16,
     /// Socket inode; several sockets on one address are SO_REUSEPORT.
+    pub inode: u64,
+    /// Processes that hold it.
+    pub holders: Vec<ProcKey>,
+}
+
+/// A listening AF_UNIX stream socket, found by a scan.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnixListenerFact {
+    pub at: BootNs,
+    pub netns: u32,
+    /// As it was given to bind(2), `@name` for an abstract one. Hostile.
+    pub path: String,
     pub inode: u64,
     /// Processes that hold it.
     pub holders: Vec<ProcKey>,

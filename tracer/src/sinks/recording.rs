@@ -250,6 +250,7 @@ pub fn time_of(input: &Input) -> BootNs {
         Input::Event(event) => event.at,
         Input::Process(fact) => fact.at,
         Input::Listener(fact) => fact.at,
+        Input::UnixListener(fact) => fact.at,
         Input::Cgroup(fact) => fact.at,
         Input::Loss(fact) => fact.to,
         Input::StopCounters(fact) => fact.at,

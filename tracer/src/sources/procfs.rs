@@ -2,7 +2,8 @@
 //! process later.
 
 use super::cgroups::Trees;
-use crate::model::input::{Hierarchy, ListenerFact, ProcessFact};
+use crate::identity::is_php_fpm_process;
+use crate::model::input::{Hierarchy, ListenerFact, ProcessFact, UnixListenerFact};
 use crate::model::{BootNs, ProcKey};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -28,6 +29,8 @@ pub struct Scan {
     pub processes: Vec<ProcessFact>,
     /// By namespace, address and inode.
     pub listeners: Vec<ListenerFact>,
+    /// AF_UNIX, of php-fpm only; by namespace, path and inode.
+    pub unix_listeners: Vec<UnixListenerFact>,
     /// Processes that are there but would not be read, or only in part: rights are missing.
     pub unreadable: u32,
 }
@@ -58,6 +61,7 @@ pub fn scan(root: &Path, at: BootNs) -> io::Result<Scan> {
         }
     }
     scan.listeners = listeners(&proc, &scan.processes, &clock);
+    scan.unix_listeners = unix_listeners(&proc, scan.processes.iter().filter(|p| is_php_fpm_process(p)), &clock);
     Ok(scan)
 }
 
@@ -65,6 +69,12 @@ pub fn scan(root: &Path, at: BootNs) -> io::Result<Scan> {
 pub fn read_process(root: &Path, pid: u32, at: BootNs) -> io::Result<ProcessFact> {
     let gone = || io::Error::new(io::ErrorKind::NotFound, format!("process {pid} is gone"));
     Reader::new(root).process(pid, at)?.map(|(fact, _)| fact).ok_or_else(gone)
+}
+
+/// The AF_UNIX paths that one php-fpm listens on; nothing when it is gone, or not a php-fpm. `at` as in [`scan`].
+pub fn unix_listeners_of(root: &Path, pid: u32, at: BootNs) -> Vec<UnixListenerFact> {
+    let process = read_process(root, pid, at).ok().filter(is_php_fpm_process);
+    unix_listeners(&root.join("proc"), process.iter(), &Clock { at, started: Instant::now() })
 }
 
 struct Clock {
@@ -185,6 +195,30 @@ fn listeners(proc: &Path, processes: &[ProcessFact], clock: &Clock) -> Vec<Liste
         found.extend(table.into_iter().map(|(ip, port, inode)| {
             let holders = holders.get(&inode).cloned().unwrap_or_default();
             ListenerFact { at, netns, ip, port, inode, holders }
+        }));
+    }
+    found
+}
+
+/// Those that one of `processes` holds.
+fn unix_listeners<'p>(
+    proc: &Path,
+    processes: impl Iterator<Item = &'p ProcessFact>,
+    clock: &Clock,
+) -> Vec<UnixListenerFact> {
+    let mut namespaces: BTreeMap<u32, Vec<ProcKey>> = BTreeMap::new();
+    for p in processes.filter(|p| p.netns != 0) {
+        namespaces.entry(p.netns).or_default().push(p.key);
+    }
+    let mut found = Vec::new();
+    for (netns, members) in namespaces {
+        let table = |p: &ProcKey| read(&proc.join(p.tgid.to_string()).join("net/unix"), TABLE_MAX).ok();
+        let Some((at, table)) = members.iter().find_map(|p| Some((clock.now(), table(p)?))) else { continue };
+        let table: BTreeSet<_> = parse::unix_listeners(&String::from_utf8_lossy(&table)).collect();
+        let holders = holders(proc, &members, &table.iter().map(|(_, inode)| *inode).collect());
+        found.extend(table.into_iter().filter_map(|(path, inode)| {
+            let holders = holders.get(&inode)?.clone();
+            Some(UnixListenerFact { at, netns, path, inode, holders })
         }));
     }
     found

@@ -105,6 +105,27 @@ pub(super) fn listeners(text: &str) -> impl Iterator<Item = (IpAddr, u16, u64)> 
     })
 }
 
+/// `__SO_ACCEPTCON`, include/linux/net.h: the flag of a socket that listens.
+const ACCEPTCON: u32 = 1 << 16;
+
+/// Path and inode of the listening stream sockets in /proc/PID/net/unix, net/unix/af_unix.c unix_seq_show(). A path is what
+/// was given to bind(2): it may hold anything but NUL, a newline included, and then ends at it here.
+pub(super) fn unix_listeners(text: &str) -> impl Iterator<Item = (String, u64)> {
+    text.lines().skip(1).filter_map(|line| {
+        let mut fields = line.splitn(8, ' ').skip(3);
+        // Flags, type (1: a stream), state; the inode is right-aligned.
+        let (flags, kind, _) = (fields.next()?, fields.next()?, fields.next()?);
+        let listens = u32::from_str_radix(flags, 16).ok()? & ACCEPTCON != 0;
+        if !listens || kind != "0001" {
+            return None;
+        }
+        let rest: Vec<&str> = fields.collect();
+        let rest = rest.join(" ");
+        let (inode, path) = rest.trim_start().split_once(' ')?;
+        (!path.is_empty()).then_some((path.to_owned(), inode.parse().ok()?))
+    })
+}
+
 /// Each 32 bits of the address are printed as a number in the machine's order.
 fn address(hex: &str) -> Option<IpAddr> {
     let word = |i: usize| u32::from_str_radix(hex.get(8 * i..8 * i + 8)?, 16).ok().map(u32::to_ne_bytes);
@@ -194,6 +215,20 @@ mod tests {
             assert_eq!(mapped, Some(Ipv4Addr::LOCALHOST.into()), "mapped is IPv4");
         }
         assert_eq!(address("é0000000"), None);
+    }
+
+    #[test]
+    fn unix_socket_tables() {
+        let text = "Num       RefCount Protocol Flags    Type St Inode Path\n\
+                    000000005010491b: 00000003 00000000 00000000 0001 03 6637500\n\
+                    000000005010491c: 00000002 00000000 00010000 0001 01 4711 /run/php fpm.sock\n\
+                    000000005010491d: 00000002 00000000 00010000 0001 01    12 @abstract\n\
+                    000000005010491e: 00000002 00000000 00010000 0001 01 13\n\
+                    000000005010491f: 00000002 00000000 00010000 0005 01 14 /run/seqpacket\n\
+                    0000000050104920: 00000003 00000000 00000000 0001 03 15 /run/php fpm.sock\n\
+                    broken\n";
+        let found: Vec<_> = unix_listeners(text).collect();
+        assert_eq!(found, [("/run/php fpm.sock".to_owned(), 4711), ("@abstract".to_owned(), 12)]);
     }
 
     #[test]

@@ -1,0 +1,88 @@
+//! What only AF_UNIX has: a full queue is an error of connect(2) at once, and nothing tells of a listener that is not there.
+
+use super::chain::{self, Chain};
+use super::confidence::Confidence;
+use super::gone::Gone;
+use super::server::{Kind, Server};
+use super::{Finding, View};
+use crate::correlate::history::sig;
+use crate::correlate::lost::{Conn, Evidence, Lost};
+use crate::model::incident::{Cause, Trigger};
+
+/// The queue of php-fpm's socket was full: unix_stream_connect() gives EAGAIN to a socket that does not wait, and nginx answers.
+pub fn listen_queue_full(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    if server.kind != Kind::PhpFpm || !lost.queue_full() {
+        return None;
+    }
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    let mut confidence = Confidence::of(0.97);
+    if server.told_to_end(view, lost.at) {
+        confidence.cap(0.8, "php-fpm had been told to stop or to reload, and took no requests while it did");
+    }
+    Some(Finding {
+        cause: Cause::FpmListenQueueFull,
+        sub_cause: None,
+        trigger: Trigger::Unknown,
+        summary: format!(
+            "php-fpm's listen queue on {} was full: requests came faster than its children took them",
+            lost.address()
+        ),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}
+
+/// The same while php-fpm was stopping: its children take nothing new, so the queue only fills.
+pub fn queue_full_while_stopping(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::UnixRefused { full_since: Some(full_since), .. } = &lost.evidence else { return None };
+    if server.kind != Kind::PhpFpm {
+        return None;
+    }
+    let signal = server.asked_to_stop(view, lost.at)?;
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    chain.signal(signal, "nobody-accepts-after-a-stop-signal", view);
+    let mut confidence = Confidence::of(0.97);
+    if *full_since < signal.at {
+        confidence.cap(0.8, "its queue had been full before that signal");
+    }
+    Some(Finding {
+        cause: Cause::FpmAcceptQueueDropped,
+        sub_cause: Some("full"),
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "php-fpm took no requests since {}, and its queue had no room left for this one",
+            sig::name(signal.what.signal)
+        ),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}
+
+/// Nobody listened on the path, and no end of a php-fpm is known that would say why.
+pub fn nobody_listens(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Conn::Unix { path, .. } = &lost.conn else { return None };
+    if server.kind != Kind::PhpFpm || !lost.refused() || Gone::of(lost, server, view).is_some() {
+        return None;
+    }
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    let mut confidence = Confidence::of(0.6);
+    let alive = server.process.and_then(|key| view.table.process(&key)).filter(|p| p.alive());
+    match alive {
+        Some(_) => confidence.because("php-fpm runs: since when its socket was not there is not known"),
+        None => confidence.because("how the php-fpm of this socket ended is not known"),
+    }
+    Some(Finding {
+        cause: Cause::FpmNotListening,
+        sub_cause: None,
+        trigger: Trigger::Unknown,
+        summary: format!("nobody listened on unix:{path} when nginx wanted to pass the request on"),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}

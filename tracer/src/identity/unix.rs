@@ -1,0 +1,220 @@
+//! Which php-fpm listens on which AF_UNIX path. The kernel reports neither bind() nor the close of such a listener, so this
+//! is put together from the scan and from connections that a php-fpm threw away.
+//!
+//! A path means something only within a mount namespace, and nginx may reach the socket by another path than php-fpm does (a
+//! volume that both mount). So a server is looked for among the neighbours only: the same pod, else a network namespace
+//! that is not the host's, else the same container.
+
+use super::cgroups::Place;
+use super::process::{Process, base};
+use super::role::{Kind, Role};
+use super::table::Table;
+use crate::model::event::UnixDropped;
+use crate::model::input::UnixListenerFact;
+use crate::model::{BootNs, ProcKey, Task};
+use std::collections::BTreeMap;
+
+/// Servers remembered of one path, and in all: one that was restarted more often has forgotten its first ones.
+const PER_PATH: usize = 64;
+/// The longest path that is kept; `sun_path` has 108 bytes, three for each that is not UTF-8.
+const PATH_MAX: usize = 324;
+
+/// How a server was found for a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoundBy {
+    /// It is known to have served this path.
+    Path,
+    /// It is known to have served a path of the same file name: a volume mounted elsewhere.
+    FileName,
+    /// It is the only php-fpm there, and no path of it is known.
+    Neighbour,
+}
+
+/// See [`Table::unix_server`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnixServer {
+    /// php-fpm's master; it may have exited.
+    pub master: ProcKey,
+    pub by: FoundBy,
+}
+
+/// Where a process is, kept when it is forgotten itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Where {
+    pod: Option<String>,
+    container: Option<String>,
+    /// Known to be outside of every container.
+    host: bool,
+    netns: u32,
+}
+
+impl Where {
+    /// `host_netns`: 0 unknown, and then no network namespace says anything.
+    fn shares_with(&self, other: &Where, host_netns: u32) -> bool {
+        if let (Some(a), Some(b)) = (&self.pod, &other.pod) {
+            return a == b;
+        }
+        if self.container.is_some() && self.container == other.container || self.host && other.host {
+            return true;
+        }
+        self.netns != 0 && self.netns == other.netns && host_netns != 0 && self.netns != host_netns
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Served {
+    master: ProcKey,
+    /// Last evidence.
+    at: BootNs,
+    place: Where,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct UnixPaths {
+    /// The oldest evidence first.
+    paths: BTreeMap<String, Vec<Served>>,
+    len: usize,
+    max: usize,
+    evicted: u64,
+}
+
+impl UnixPaths {
+    pub(super) fn new(max: usize) -> Self {
+        UnixPaths { paths: BTreeMap::new(), len: 0, max: max.max(8), evicted: 0 }
+    }
+
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    fn add(&mut self, path: &str, served: Served) {
+        if path.is_empty() || path.len() > PATH_MAX {
+            return;
+        }
+        if let Some(list) = self.paths.get_mut(path)
+            && let Some(i) = list.iter().position(|s| s.master == served.master)
+        {
+            list.remove(i);
+            list.push(served);
+            return;
+        }
+        if self.len >= self.max {
+            self.drop_oldest();
+        }
+        let list = self.paths.entry(path.to_owned()).or_default();
+        list.push(served);
+        self.len += 1;
+        if list.len() > PER_PATH {
+            list.remove(0);
+            self.len -= 1;
+            self.evicted += 1;
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let oldest = self.paths.iter().filter_map(|(p, l)| Some((l.first()?.at, p.clone()))).min();
+        let Some((_, path)) = oldest else { return };
+        if let Some(list) = self.paths.get_mut(&path) {
+            list.remove(0);
+            self.len -= 1;
+            self.evicted += 1;
+            if list.is_empty() {
+                self.paths.remove(&path);
+            }
+        }
+    }
+
+    fn of(&self, master: &ProcKey) -> bool {
+        self.paths.values().flatten().any(|s| s.master == *master)
+    }
+}
+
+impl Table {
+    pub(super) fn observe_unix_listener(&mut self, fact: &UnixListenerFact) {
+        self.advance(fact.at);
+        let masters: Vec<ProcKey> = fact.holders.iter().filter_map(|key| self.fpm_master(key)).collect();
+        for master in masters {
+            self.serves_path(&fact.path, master, fact.at);
+        }
+    }
+
+    pub(super) fn observe_unix_dropped(&mut self, dropped: &UnixDropped, at: BootNs) {
+        if let Some(master) = self.fpm_master(&dropped.task.key()) {
+            self.serves_path(&dropped.path, master, at);
+        }
+    }
+
+    fn serves_path(&mut self, path: &str, master: ProcKey, at: BootNs) {
+        let place =
+            self.process(&master).map(|p| self.whereabouts(self.place_of(&master), p.netns)).unwrap_or_default();
+        self.unix_paths.add(path, Served { master, at, place });
+    }
+
+    /// The php-fpm that serves, or served, a path that `client` wanted to connect to at `at`. `listening`: there was a
+    /// listener, so the server lived. A server that is forgotten may be named: its path is not.
+    pub fn unix_server(
+        &self,
+        client: &Task,
+        path: &str,
+        listening: bool,
+        host_netns: u32,
+        at: BootNs,
+    ) -> Option<UnixServer> {
+        let place = self.whereabouts(self.place(client), client.netns);
+        let alive = |key: &ProcKey| self.process(key).is_some_and(|p| p.exited.is_none_or(|e| e.at > at));
+        let usable = |s: &&Served| s.place.shares_with(&place, host_netns) && (!listening || alive(&s.master));
+        let known = |by, s: &Served| UnixServer { master: s.master, by };
+        let paths = &self.unix_paths.paths;
+        let exact = paths.get(path).into_iter().flatten().rev().find(usable).map(|s| known(FoundBy::Path, s));
+        let found = exact.or_else(|| {
+            let same_name = paths.iter().filter(|(p, _)| base(p) == base(path)).flat_map(|(_, list)| list);
+            same_name.filter(usable).max_by_key(|s| (s.at, s.master)).map(|s| known(FoundBy::FileName, s))
+        });
+        // On the host itself any number of them may live side by side.
+        if place.host || found.is_some_and(|f| alive(&f.master)) {
+            return found;
+        }
+        let Some(newest) = self.only_fpm_near(&place, host_netns) else { return found };
+        let began = newest.born.unwrap_or(newest.seen_at);
+        let unused = !self.unix_paths.of(&newest.key);
+        let fits = match found.and_then(|f| self.process(&f.master)) {
+            // A later life of the same server, which is over as well.
+            Some(old) => old.exited.is_some_and(|e| e.at <= began) && !alive(&newest.key),
+            None => !listening || alive(&newest.key),
+        };
+        if fits && unused { Some(UnixServer { master: newest.key, by: FoundBy::Neighbour }) } else { found }
+    }
+
+    /// The newest php-fpm master among the neighbours, when all the others had ended before it began: earlier lives of the
+    /// same server.
+    fn only_fpm_near(&self, place: &Where, host_netns: u32) -> Option<&Process> {
+        let mut masters: Vec<&Process> = self
+            .processes()
+            .filter(|p| Kind::of(p).0 == Kind::PhpFpm && self.role(&p.key).role == Role::PhpFpmMaster)
+            .filter(|p| self.whereabouts(self.place_of(&p.key), p.netns).shares_with(place, host_netns))
+            .collect();
+        masters.sort_by_key(|p| (p.born.unwrap_or(p.seen_at), p.key));
+        let newest = masters.pop()?;
+        let began = newest.born.unwrap_or(newest.seen_at);
+        masters.iter().all(|p| p.exited.is_some_and(|e| e.at <= began)).then_some(newest)
+    }
+
+    fn fpm_master(&self, key: &ProcKey) -> Option<ProcKey> {
+        match self.role(key).role {
+            Role::PhpFpmMaster => Some(*key),
+            Role::PhpFpmChild => self.parent(key).map(|p| p.key),
+            _ => None,
+        }
+    }
+
+    fn whereabouts(&self, place: Place, netns: u32) -> Where {
+        match place {
+            Place::Container(c) => {
+                Where { pod: c.container.pod_uid.clone(), container: Some(c.container.id.clone()), host: false, netns }
+            }
+            Place::Host => Where { host: true, netns, ..Where::default() },
+            Place::Unknown => Where { netns, ..Where::default() },
+        }
+    }
+}
