@@ -19,7 +19,7 @@ const QUIET_NS: u64 = 2_000_000_000;
 /// … and in any case so long after it: who still comes then is not racing with the removal of endpoints.
 const LINGER_NS: u64 = 30_000_000_000;
 /// Stops that are under way, those that are to be told, and those kept to be named by later incidents.
-const MAX_STOPS: usize = 4096;
+pub const MAX_STOPS: usize = 4096;
 /// Phases kept of one stop: a container that floods its own master with signals gets no more.
 const MAX_PHASES: usize = 64;
 /// "Before the signal" for a request whose age is known to a jiffy (10 ms at HZ=100) only.
