@@ -64,6 +64,13 @@ impl Default for FpmConf {
     }
 }
 
+impl FpmConf {
+    /// Children that are there before the first request.
+    fn at_start(&self) -> usize {
+        if self.pool_extra.contains("pm = ondemand") { 0 } else { self.children as usize }
+    }
+}
+
 /// A running php-fpm and its files.
 #[derive(Debug)]
 pub struct Fpm {
@@ -139,7 +146,7 @@ impl Fpm {
                 FpmListen::Unix => Path::new(&listen).exists(),
             };
             let children = || fpm.container.master(&fpm.program).map_or(0, |m| fpm.container.children_of(m).len());
-            (listens && children() == conf.children as usize) || !fpm.container.running()
+            (listens && children() == conf.at_start()) || !fpm.container.running()
         });
         if started.is_err() || !fpm.container.running() {
             let log = std::fs::read_to_string(&fpm.log).unwrap_or_default();

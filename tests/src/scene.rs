@@ -4,10 +4,11 @@ use crate::guard::wait;
 use crate::ledger::{self, Comparison, Rules};
 use crate::load::{Load, LoadConf, Progress, Request, write_ledger};
 use crate::site::Site;
-use crate::tracer::{Tracer, binary, explain};
+use crate::tracer::{Said, Tracer, binary, explain};
 use crate::{guard, schema};
 use anyhow::{Result, ensure};
 use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use why502::model::incident::Cause;
@@ -107,6 +108,11 @@ impl Over {
     /// Ends the tracer and compares. Its recording must replay to the same lines; it is kept with the ledger when they
     /// differ from what was lost, or when `RECORDINGS` names a directory for them.
     pub fn judged(self, name: &str, watch: Watch, made: &[u16], allowed: Allowed) -> Result<Comparison> {
+        self.heard(name, watch, made, allowed).map(|(result, _)| result)
+    }
+
+    /// The same, with what the tracer said.
+    pub fn heard(&self, name: &str, watch: Watch, made: &[u16], allowed: Allowed) -> Result<(Comparison, Said)> {
         let rules = Rules { made, seen: self.site.started_scripts()?, allowed };
         watch.tracer.wait_for(self.lost(made), &self.site)?;
         let said = watch.tracer.stop()?;
@@ -119,7 +125,7 @@ impl Over {
         if wanted.is_some() || !result.exact() {
             keep(wanted, name, &watch.recording, &self.requests)?;
         }
-        Ok(result)
+        Ok((result, said))
     }
 }
 
@@ -132,8 +138,15 @@ pub struct Watch {
 
 impl Watch {
     pub fn of(site: &Site) -> Result<Self> {
+        Self::with(site, &[])
+    }
+
+    /// With more arguments of `why502 watch`.
+    pub fn with(site: &Site, more: &[&str]) -> Result<Self> {
         let recording = site.dir.join("watch.rec");
-        let tracer = Tracer::watch(&binary()?, &["--record".as_ref(), recording.as_os_str()])?;
+        let args: Vec<&OsStr> =
+            more.iter().map(OsStr::new).chain(["--record".as_ref(), recording.as_os_str()]).collect();
+        let tracer = Tracer::watch(&binary()?, &args)?;
         Ok(Self { tracer, recording })
     }
 }
