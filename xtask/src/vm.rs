@@ -48,7 +48,7 @@ pub(crate) struct Args {
 }
 
 /// why502-fire starts why502, waits for `ready`, does what the probes must report, stops why502 and compares.
-const TEST: &str = "exec /bin/why502-fire run --why502 /bin/why502 --out /tmp/out\n";
+const TEST: &str = "exec /bin/why502-fire run --why502 /bin/why502 --out /tmp/out --functions\n";
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let target = sh::target_dir();

@@ -22,6 +22,9 @@ enum Command {
         /// Directory for events, manifest and why502's stderr
         #[arg(long)]
         out: PathBuf,
+        /// Fail when this kernel does not trace functions
+        #[arg(long)]
+        functions: bool,
     },
     /// Only fire, while somebody else traces (root)
     Fire {
@@ -46,7 +49,7 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<bool> {
     match command {
-        Command::Run { why502, out } => Ok(print(&fire::drive::run(&why502, &out)?)),
+        Command::Run { why502, out, functions } => Ok(print(&fire::drive::run(&why502, &out, functions)?)),
         Command::Check { manifest, events } => Ok(print(&fire::check::files(&manifest, &events)?)),
         Command::Fire { manifest } => {
             let dir = manifest.with_extension("programs");

@@ -21,6 +21,13 @@ pub struct Report {
 }
 
 impl Report {
+    /// Another one's results as well.
+    pub fn add(&mut self, other: Report) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+        self.skipped.extend(other.skipped);
+    }
+
     /// One condition of its own.
     pub fn that(&mut self, name: &str, ok: bool, why: impl FnOnce() -> String) {
         if ok {
@@ -125,7 +132,7 @@ fn nearest(select: &Value, events: &[Value]) -> Option<String> {
 
 /// Fields of `want` that `got` does not match, as text; fields that only `got` has do not matter. An object with one key
 /// that starts with `$` is a test:
-/// `$in` one of a list, `$has` a list that holds it, `$ge` and `$le` numbers, `$mask` `[mask, bits]`, `$prefix` a string of at least
+/// `$not` another value, `$in` one of a list, `$has` a list that holds it, `$ge` and `$le` numbers, `$mask` `[mask, bits]`, `$prefix` a string of at least
 /// `min(len, 100)` bytes that the given one starts with, `$starts` a list whose first elements are these.
 pub fn diff(want: &Value, got: &Value) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -165,6 +172,7 @@ fn test(fields: &Map<String, Value>, got: &Value) -> Option<bool> {
     let (key, arg) = fields.iter().next().filter(|_| fields.len() == 1)?;
     let number = |v: &Value| v.as_i64();
     Some(match key.as_str() {
+        "$not" => got != arg && !got.is_null(),
         "$in" => arg.as_array().is_some_and(|all| all.contains(got)),
         "$has" => got.as_array().is_some_and(|all| all.contains(arg)),
         "$ge" => number(got) >= number(arg) && got.is_number(),
@@ -263,6 +271,7 @@ mod tests {
             assert_eq!(fits, diff(&want, &got).is_empty());
             fits
         };
+        assert!(ok(json!({"$not": 0}), json!(2)) && !ok(json!({"$not": 0}), json!(0)));
         assert!(ok(json!({"$in": [1, 2]}), json!(2)) && !ok(json!({"$in": [1, 2]}), json!(3)));
         assert!(
             ok(json!({"$ge": 2}), json!(2)) && !ok(json!({"$ge": 2}), json!(1)) && !ok(json!({"$ge": 2}), Value::Null)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! drive      starts why502, waits for `ready`, fires, stops it, checks
-//! signals, processes, namespaces, tcp, oom, flood   what is done
+//! signals, processes, namespaces, tcp, unix, oom, flood   what is done
 //! manifest   one line for each record that must (or must not) be there
 //! check      manifest against the events that why502 printed
 //! facts      what /proc and stat(2) say of a task: the truth that a record is compared with
@@ -22,6 +22,7 @@ mod processes;
 mod signals;
 mod sock;
 mod tcp;
+mod unix;
 
 use anyhow::{Context, Result};
 use facts::Cgroups;
@@ -60,18 +61,31 @@ type Case = fn(&Fire) -> Result<()>;
 /// # Errors
 /// When something could not be done at all; what this machine does not allow is a skipped line of the manifest.
 pub fn fire(manifest: &Path, dir: &Path) -> Result<()> {
-    let exe = std::env::current_exe().context("own program")?;
-    let cgroups = Cgroups::create().context("cgroups for the test")?;
-    let manifest = Manifest::create(manifest)?;
-    let fire = Fire { manifest, cgroups, dir: dir.to_owned(), exe, netns: RefCell::default() };
     let all: &[(&str, Case)] = &[
         ("signals", signals::fire),
         ("processes", processes::fire),
         ("namespaces", namespaces::fire),
         ("tcp", tcp::fire),
+        ("unix", unix::fire),
         ("oom", oom::fire),
         ("flood", flood::fire),
     ];
+    perform(manifest, dir, all)
+}
+
+/// Only connects to unix sockets.
+///
+/// # Errors
+/// As [`fire`].
+pub fn fire_connects(manifest: &Path, dir: &Path) -> Result<()> {
+    perform(manifest, dir, &[("unix connects", unix::connects)])
+}
+
+fn perform(manifest: &Path, dir: &Path, all: &[(&str, Case)]) -> Result<()> {
+    let exe = std::env::current_exe().context("own program")?;
+    let cgroups = Cgroups::create().context("cgroups for the test")?;
+    let manifest = Manifest::create(manifest)?;
+    let fire = Fire { manifest, cgroups, dir: dir.to_owned(), exe, netns: RefCell::default() };
     for (name, case) in all {
         case(&fire).with_context(|| (*name).to_owned())?;
     }
