@@ -5,9 +5,12 @@ use super::confidence::Confidence;
 use super::gone::Gone;
 use super::server::{Kind, Server};
 use super::{Finding, View};
-use crate::correlate::history::sig;
+use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Conn, Evidence, Lost};
 use crate::model::incident::{Cause, Trigger};
+
+/// Longer than any process_control_timeout that somebody waits for.
+const LATELY_NS: u64 = 600_000_000_000;
 
 /// The queue of php-fpm's socket was full: unix_stream_connect() gives EAGAIN to a socket that does not wait, and nginx answers.
 pub fn listen_queue_full(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
@@ -19,6 +22,8 @@ pub fn listen_queue_full(lost: &Lost, server: &Server, view: &View) -> Option<Fi
     let mut confidence = Confidence::of(0.97);
     if server.told_to_end(view, lost.at) {
         confidence.cap(0.8, "php-fpm had been told to stop or to reload, and took no requests while it did");
+    } else if ends_children(lost, server, view) {
+        confidence.cap(0.8, "php-fpm's master had told children to end: what told the master was not seen");
     }
     Some(Finding {
         cause: Cause::FpmListenQueueFull,
@@ -32,6 +37,16 @@ pub fn listen_queue_full(lost: &Lost, server: &Server, view: &View) -> Option<Fi
         confidence,
         missing: Vec::new(),
     })
+}
+
+/// The master has told some of its children to end lately, as in a stop.
+fn ends_children(lost: &Lost, server: &Server, view: &View) -> bool {
+    let Some(master) = server.master else { return false };
+    let told = |s: &Signal| {
+        let lately = s.at <= lost.at && lost.at - s.at < LATELY_NS;
+        lately && sig::stops(s.what.signal) && s.what.sender.key() == master
+    };
+    view.table.children(&master).any(|c| view.history.signals_to(&c.key).iter().any(told))
 }
 
 /// The same while php-fpm was stopping: its children take nothing new, so the queue only fills.

@@ -98,6 +98,7 @@ fn every_cause_that_live_runs_gave_is_in_a_recording() {
         Cause::FpmAcceptQueueDropped,
         Cause::FpmNotListening,
         Cause::SupervisorStopOrder,
+        Cause::FpmListenQueueFull,
     ] {
         assert!(seen.contains_key(&cause), "no recording of {cause}: {seen:?}");
     }
