@@ -7,6 +7,8 @@
 //! ```
 //! Everything after decode is a pure function of one sequence of [`model::Input`]s.
 
+#[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
+pub mod check;
 pub mod cli;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
 pub mod correlate;
