@@ -26,6 +26,9 @@ use why502::model::incident::{Cause, Incident, Level, Mechanism, Outcome as Lost
 /// before it sends and some time after the answer came.
 const SLACK_NS: u64 = 500_000_000;
 
+/// An nginx answers so soon after its upstream was lost, on a busy machine.
+const MOMENT_NS: u64 = 50_000_000;
+
 /// What of an incident the comparison looks at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Claim {
@@ -38,7 +41,15 @@ pub struct Claim {
     pub outcome: Lost,
     pub mechanism: Mechanism,
     pub cause: Cause,
+    pub sub_cause: Option<String>,
     pub level: Level,
+    /// 0..=1.
+    pub confidence: f64,
+    pub pod: Option<String>,
+    pub container: Option<String>,
+    /// From the loss to the last fact of its chain, and to the verdict, ns.
+    pub last_fact_after: u64,
+    pub decided_after: u64,
     pub summary: String,
 }
 
@@ -53,10 +64,22 @@ impl From<&Incident> for Claim {
             outcome: i.outcome,
             mechanism: i.mechanism,
             cause: i.cause,
+            sub_cause: i.sub_cause.clone(),
             level: i.confidence.level,
+            confidence: i.confidence.value,
+            pod: i.pod.as_ref().map(|p| p.uid.clone()),
+            container: i.container.as_ref().map(|c| c.id.clone()),
+            last_fact_after: i.chain.iter().map(|l| l.offset_us.max(0).unsigned_abs() * 1000).max().unwrap_or(0),
+            decided_after: between(&i.at, &i.decided_at).unwrap_or(0),
             summary: i.summary.clone(),
         }
     }
+}
+
+/// ns from one RFC 3339 time to another; `None` when one is none.
+fn between(from: &str, to: &str) -> Option<u64> {
+    let at = |text: &str| text.parse::<jiff::Timestamp>().ok().map(jiff::Timestamp::as_nanosecond);
+    u64::try_from(at(to)? - at(from)?).ok()
 }
 
 impl fmt::Display for Claim {
@@ -97,6 +120,8 @@ pub struct Comparison {
     pub truncated_explained: usize,
     /// The client gave up: not countable either way.
     pub unclear: Vec<Request>,
+    /// Every lost request that has an incident, and that incident.
+    pub verdicts: Vec<(Request, Claim)>,
     /// Incidents of lost requests, by cause.
     pub by_cause: BTreeMap<&'static str, usize>,
     pub by_level: BTreeMap<&'static str, usize>,
@@ -216,7 +241,10 @@ pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Compari
     for claim in unmatched {
         let upstream = claim.requester.is_none_or(|r| !clients.contains(&plain(r).ip()));
         let free = made.iter().filter(|i| upstream && taken[**i].is_none() && around(&requests[**i], claim.at));
-        match free.min_by_key(|i| requests[**i].t_end.abs_diff(claim.at)) {
+        // Several of one moment cannot be told apart by their ends: then the causes must be right as a set.
+        let right = |r: &Request| (rules.allowed)(r, rules.seen.contains(&r.id)).contains(&claim.cause);
+        let nearest = |i: &&usize| (requests[**i].t_end.abs_diff(claim.at) / MOMENT_NS, !right(&requests[**i]));
+        match free.min_by_key(nearest) {
             Some(&i) => taken[i] = Some(claim),
             None => result.false_incidents.push(claim.clone()),
         }
@@ -233,6 +261,7 @@ pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Compari
                 result.explained += 1;
                 *result.by_cause.entry(c.cause.id()).or_default() += 1;
                 *result.by_level.entry(c.level.id()).or_default() += 1;
+                result.verdicts.push((r.clone(), c.clone()));
                 if !(rules.allowed)(r, rules.seen.contains(&r.id)).contains(&c.cause) {
                     result.wrong_cause.push((r.clone(), c.clone()));
                 }
@@ -291,7 +320,13 @@ mod tests {
             outcome: Lost::Unanswered,
             mechanism: Mechanism::ClosedInFlight,
             cause,
+            sub_cause: None,
             level: Level::Certain,
+            confidence: 0.99,
+            pod: None,
+            container: None,
+            last_fact_after: 0,
+            decided_after: 0,
             summary: String::new(),
         }
     }

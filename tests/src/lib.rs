@@ -8,15 +8,19 @@
 //! pod      containers; nginx, php: their configurations; site: client, edge and pod put together
 //! scene    a site under load: what scenarios stop, and what is compared
 //! kubelet  the end of a pod: preStop, endpoint propagation, stop signal, grace period
+//! advised  a pod's end with and without what an advice changes
 //! load     the client and its ledger (one line per request)
 //! tracer   starts and stops why502
 //! schema   what why502 prints, against docs/schema
 //! ledger   the comparison: one incident per lost request, with an allowed cause
+//! accuracy how often why502 is right: scenarios, layouts, figures
 //! fire     what the probes' smoke test does to the kernel
 //! truth    which causes are right for which lost request
 //! guard    one test at a time, skip reasons, waiting on conditions
 //! ```
 
+pub mod accuracy;
+pub mod advised;
 pub mod cgroup;
 pub mod fire;
 pub mod guard;

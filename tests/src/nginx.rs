@@ -94,6 +94,8 @@ pub struct Nginx {
     pub access_log: PathBuf,
     pub error_log: PathBuf,
     pub program: PathBuf,
+    /// Its command line, without what a PID 1 before it is told.
+    pub argv: Vec<OsString>,
 }
 
 /// What an nginx is started with.
@@ -155,11 +157,11 @@ impl Nginx {
     }
 
     fn run(pod: &Pod, files: Files, name: &str, conf: &NginxConf, ports: &[u16]) -> Result<Self> {
-        let mut spec = Spec::new(conf.pid1.words().iter().map(OsString::from).chain(files.argv));
+        let mut spec = Spec::new(conf.pid1.words().iter().map(OsString::from).chain(files.argv.clone()));
         spec.log = Some(files.error_log.clone());
         let container = pod.start(spec)?;
-        let (access_log, error_log, program) = (files.access_log, files.error_log, files.program);
-        let mut nginx = Self { container, access_log, error_log, program };
+        let Files { argv, program, access_log, error_log } = files;
+        let mut nginx = Self { container, access_log, error_log, program, argv };
         let pid = nginx.container.pid();
         let started = guard::wait(&format!("nginx ({name})"), Duration::from_secs(20), || {
             let up = ports.iter().all(|p| listens(pid, *p)) && nginx.workers().len() == conf.workers as usize;

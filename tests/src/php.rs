@@ -126,7 +126,15 @@ impl Files {
         let log = base.join("fpm.log");
         // -n: without php.ini, so that the distribution's extensions and limits play no part.
         let program = dir.named(binary()?, conf.name)?;
-        let argv = vec![program.clone().into(), "-n".into(), "-F".into(), "-y".into(), config.into()];
+        let argv = vec![
+            program.clone().into(),
+            "-n".into(),
+            "-d".into(),
+            STACK.into(),
+            "-F".into(),
+            "-y".into(),
+            config.into(),
+        ];
         Ok(Self { argv, program, log, address, ledger, listen })
     }
 }
@@ -180,6 +188,9 @@ fn render(conf: &FpmConf, listen: &str) -> String {
     )
 }
 
+/// PHP 8.3 and later end a recursion in time; older ones do not know the setting.
+const STACK: &str = "zend.max_allowed_stack_size=-1";
+
 /// `common.php` writes a line when a request starts and one when its script has ended: one write(2) with O_APPEND each,
 /// so lines of several children never mix.
 const COMMON: &str = r#"<?php
@@ -203,6 +214,9 @@ const SCRIPTS: &[(&str, &str)] = &[
         "header('Content-Type: text/event-stream');\n$n = (int)($_GET['n'] ?? 3);\nfor ($i = 0; $i < $n; $i++) {\n    \
          echo \"data: $i\\n\\n\"; @ob_flush(); flush();\n    stay_until(hrtime(true) + 3000000);\n}\nledger('end');\n",
     ),
+    ("status.php", "http_response_code((int)($_GET['code'] ?? 200)); echo \"status\\n\"; ledger('end');\n"),
+    // Recursion through C, until the stack is gone.
+    ("crash.php", "function f() { array_map('f', [1]); }\nf();\n"),
     (
         "drip.php",
         "$n = (int)($_GET['n'] ?? 5);\nfor ($i = 0; $i < $n; $i++) {\n    echo str_repeat('.', 64), \"\\n\"; \

@@ -1,6 +1,7 @@
 //! Client, edge and pod put together, with the networks between them.
 
 use crate::guard::Dir;
+use crate::ledger::Claim;
 use crate::net::{Link, Netns, veth};
 use crate::nginx::{Nginx, NginxConf};
 use crate::php::{self, Fpm, FpmConf, Served};
@@ -26,6 +27,7 @@ pub struct SiteConf {
     /// nginx and php-fpm in one container, under a supervisord with default priorities: `Site::nginx` is that container,
     /// `Site::fpm` is `None`.
     pub supervised: bool,
+    pub supervisor: supervised::Order,
 }
 
 /// A running site. Dropped in this order: servers, networks, files.
@@ -50,6 +52,23 @@ pub(crate) struct Php {
     pub program: PathBuf,
     /// What the scripts write; see [`Served`].
     pub ledger: PathBuf,
+}
+
+/// Addresses and namespaces of a site: other tests of this machine have incidents of their own.
+#[derive(Clone, Debug)]
+pub struct Territory {
+    links: Vec<Link>,
+    netns: Vec<u32>,
+}
+
+impl Territory {
+    pub fn owns(&self, ip: Option<IpAddr>, netns: u32) -> bool {
+        ip.is_some_and(|ip| self.links.iter().any(|l| l.has(ip))) || self.netns.contains(&netns)
+    }
+
+    pub fn has(&self, claim: &Claim) -> bool {
+        self.owns(claim.server.map(|a| a.ip()), claim.netns) || self.owns(claim.requester.map(|a| a.ip()), claim.netns)
+    }
 }
 
 #[derive(Debug)]
@@ -80,7 +99,7 @@ impl Site {
         };
         let (nginx, fpm, php) = match &conf.fpm {
             Some(fpm) if conf.supervised => {
-                let (nginx, php) = supervised::start(&pod, &dir, &www, &conf.nginx, fpm)?;
+                let (nginx, php) = supervised::start(&pod, &dir, &www, &conf.nginx, fpm, conf.supervisor)?;
                 (nginx, None, Some(php))
             }
             fpm => {
@@ -118,6 +137,11 @@ impl Site {
         self.fpm.as_ref().map_or(&self.nginx.container, |f| &f.container)
     }
 
+    /// Host pid of php-fpm's master, while it runs.
+    pub fn php_master(&self) -> Option<i32> {
+        self.php_container().master(&self.php.as_ref()?.program)
+    }
+
     /// To the master of php-fpm, whatever is PID 1 of its container.
     pub fn signal_php(&self, signal: Signal) -> Result<()> {
         let php = self.php.as_ref().context("this site has no php-fpm")?;
@@ -139,10 +163,17 @@ impl Site {
         self.php.as_ref().map_or_else(|| Ok(Vec::new()), |p| php::read_ledger(&p.ledger))
     }
 
-    /// Whether an address or namespace is one of this site: other tests of this machine have incidents of their own.
-    pub fn owns(&self, ip: Option<IpAddr>, netns: u32) -> bool {
+    /// By which the incidents of this site are known, also when it is gone.
+    pub fn territory(&self) -> Territory {
         let namespaces = [Some(&self.pod.netns), Some(&self.client), self.edge.as_ref().map(|e| &e.pod.netns)];
-        ip.is_some_and(|ip| self.link.has(ip) || self.edge.as_ref().is_some_and(|e| e.link.has(ip)))
-            || namespaces.into_iter().flatten().any(|ns| ns.inode().ok() == Some(netns))
+        Territory {
+            links: [Some(self.link), self.edge.as_ref().map(|e| e.link)].into_iter().flatten().collect(),
+            netns: namespaces.into_iter().flatten().filter_map(|ns| ns.inode().ok()).collect(),
+        }
+    }
+
+    /// Whether an address or namespace is one of this site.
+    pub fn owns(&self, ip: Option<IpAddr>, netns: u32) -> bool {
+        self.territory().owns(ip, netns)
     }
 }

@@ -19,11 +19,27 @@ pub fn binary() -> Result<PathBuf> {
     found.ok_or_else(|| anyhow!("supervisord is not installed (apt-get install supervisor)"))
 }
 
+/// How supervisord stops the two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Order {
+    /// nginx has the higher priority: it is started last and stopped first.
+    pub nginx_first: bool,
+    /// Seconds; supervisord's default is 10.
+    pub stopwaitsecs: Option<u64>,
+}
+
 /// Returns supervisord's container when both servers listen.
 ///
-/// Both programs have `stopsignal=QUIT` and the default priority, as most images do: supervisord stops the last started
-/// first, and that is php-fpm, because programs of one priority are started by name.
-pub(crate) fn start(pod: &Pod, dir: &Dir, www: &Path, nginx: &NginxConf, fpm: &FpmConf) -> Result<(Nginx, Php)> {
+/// Both programs have `stopsignal=QUIT` and, unless `order` says otherwise, the default priority, as most images do:
+/// supervisord stops the last started first, and that is php-fpm, because programs of one priority are started by name.
+pub(crate) fn start(
+    pod: &Pod,
+    dir: &Dir,
+    www: &Path,
+    nginx: &NginxConf,
+    fpm: &FpmConf,
+    order: Order,
+) -> Result<(Nginx, Php)> {
     let php = php::Files::new(dir, www, fpm)?;
     let nginx = NginxConf { fastcgi: Some(php.address.clone()), ..nginx.clone() };
     let web = nginx::Files::of_pod(dir, www, &nginx)?;
@@ -33,7 +49,8 @@ pub(crate) fn start(pod: &Pod, dir: &Dir, www: &Path, nginx: &NginxConf, fpm: &F
         "[supervisord]\nnodaemon = true\nuser = root\nlogfile = {0}/main.log\npidfile = {0}/supervisord.pid\n",
         base.display()
     );
-    for (name, argv, log) in [("nginx", &web.argv, &web.error_log), ("php-fpm", &php.argv, &php.log)] {
+    let programs = [("nginx", &web.argv, &web.error_log, 20), ("php-fpm", &php.argv, &php.log, 10)];
+    for (name, argv, log, priority) in programs {
         let _ = write!(
             text,
             "[program:{name}]\ncommand = {}\nstopsignal = QUIT\nautorestart = false\n\
@@ -41,13 +58,19 @@ pub(crate) fn start(pod: &Pod, dir: &Dir, www: &Path, nginx: &NginxConf, fpm: &F
             words(argv)?,
             log.display()
         );
+        if order.nginx_first {
+            let _ = writeln!(text, "priority = {priority}");
+        }
+        if let Some(seconds) = order.stopwaitsecs {
+            let _ = writeln!(text, "stopwaitsecs = {seconds}");
+        }
     }
     std::fs::write(&config, text)?;
     let mut spec = Spec::new([binary()?.into_os_string(), "-c".into(), config.into()]);
     spec.log = Some(log.clone());
     let container = pod.start(spec)?;
-    let nginx::Files { access_log, error_log, program, .. } = web;
-    let mut server = Nginx { container, access_log, error_log, program };
+    let nginx::Files { access_log, error_log, program, argv } = web;
+    let mut server = Nginx { container, access_log, error_log, program, argv };
     // supervisord, two masters, and all that they start.
     let wanted = 3 + nginx.workers as usize + fpm.children as usize;
     let pid = server.container.pid();

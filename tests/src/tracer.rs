@@ -35,6 +35,13 @@ pub struct Tracer {
     stderr: Lines,
 }
 
+/// An incident, and when its line was read, boot ns.
+#[derive(Clone, Debug)]
+pub struct Heard {
+    pub claim: Claim,
+    pub read: u64,
+}
+
 /// What it said until its end.
 #[derive(Debug)]
 pub struct Said {
@@ -54,9 +61,8 @@ impl Said {
 }
 
 pub fn claims(incidents: &[Incident], site: &Site) -> Vec<Claim> {
-    let all = incidents.iter().map(Claim::from);
-    all.filter(|c| site.owns(c.server.map(|a| a.ip()), c.netns) || site.owns(c.requester.map(|a| a.ip()), c.netns))
-        .collect()
+    let here = site.territory();
+    incidents.iter().map(Claim::from).filter(|c| here.has(c)).collect()
 }
 
 impl Tracer {
@@ -121,10 +127,26 @@ impl Tracer {
         Ok(parse(&self.stdout.snapshot())?.0)
     }
 
+    /// The incidents after the first `*lines` lines, which moves on.
+    pub fn more(&self, lines: &mut usize) -> Result<Vec<Heard>> {
+        let new = self.stdout.since(*lines);
+        *lines += new.len();
+        let mut all = Vec::new();
+        for (at, line) in new {
+            all.extend(parse(&[line])?.0.iter().map(|i| Heard { claim: i.into(), read: at }));
+        }
+        Ok(all)
+    }
+
     /// Waits until there are so many incidents of this site, or for as long as a verdict may take (2 s) and some more: what
     /// is missing then stays missing.
     pub fn wait_for(&self, incidents: usize, site: &Site) -> Result<()> {
-        let enough = || self.incidents().is_ok_and(|all| claims(&all, site).len() >= incidents);
+        let (here, mut lines, mut found) = (site.territory(), 0, 0);
+        let enough = || {
+            let new = self.more(&mut lines).unwrap_or_default();
+            found += new.iter().filter(|h| here.has(&h.claim)).count();
+            found >= incidents
+        };
         let waited = guard::wait("incidents", Duration::from_secs(5), enough);
         if guard::interrupted() { waited } else { Ok(()) }
     }
@@ -183,10 +205,10 @@ pub fn explain(binary: &Path, file: &Path, options: &[&str]) -> Result<String> {
     String::from_utf8(out.stdout).context("why502 explain printed something that is not UTF-8")
 }
 
-/// Collects lines on a thread.
+/// Collects lines on a thread, with the boot time of each.
 #[derive(Debug)]
 struct Lines {
-    lines: Arc<Mutex<Vec<String>>>,
+    lines: Arc<Mutex<Vec<(u64, String)>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -196,14 +218,19 @@ impl Lines {
         let to = lines.clone();
         let thread = std::thread::Builder::new().name("lines".into()).spawn(move || {
             for line in BufReader::new(from).lines().map_while(Result::ok) {
-                to.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+                to.lock().unwrap_or_else(PoisonError::into_inner).push((guard::boot_ns(), line));
             }
         })?;
         Ok(Self { lines, thread: Some(thread) })
     }
 
     fn snapshot(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.since(0).into_iter().map(|(_, line)| line).collect()
+    }
+
+    fn since(&self, lines: usize) -> Vec<(u64, String)> {
+        let all = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(lines..).unwrap_or_default().to_vec()
     }
 
     /// `ended`: the writer is gone, so the rest can be waited for.

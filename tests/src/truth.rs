@@ -1,7 +1,7 @@
 //! Which causes are right for which lost request: truth that does not use why502's own events, but the scenario, what the
 //! client saw, and what php wrote down.
 
-use crate::load::Outcome::{ConnectReset, HttpError, Refused};
+use crate::load::Outcome::{ConnectReset, Eof, HttpError, Refused};
 use crate::load::Request;
 use why502::model::incident::Cause::{
     self, EndpointRace, FpmAcceptQueueDropped, FpmControlTimeoutZero, FpmFastShutdown, FpmNotListening, KeepaliveRace,
@@ -14,6 +14,8 @@ pub fn nginx_stop(term: bool) -> impl Fn(&Request, bool) -> &'static [Cause] {
         (Refused, ..) => &[EndpointRace],
         (ConnectReset, ..) => &[NginxAcceptQueueDropped],
         (_, true, true) => &[NginxFastShutdown],
+        // A connection that nobody had accepted is reset, never ended in order.
+        (Eof, true, false) if r.fresh() => &[NginxFastShutdown],
         // A graceful stop finishes what it has read.
         (_, false, true) => &[],
         // A kept connection was accepted long ago: its request was read and cut, or it came after the close.

@@ -1,5 +1,6 @@
 //! `cargo xtask`: everything that a developer or a CI machine does with this project. One file per subcommand.
 
+mod accuracy;
 mod apt;
 mod bench;
 mod build;
@@ -47,6 +48,8 @@ enum Task {
     Vm(vm::Args),
     /// Set up, build, and measure what watching costs: ns per probe, throughput in pairs (root)
     Bench(bench::Args),
+    /// Set up, build, and measure how often why502 is right: every cause played, every lost request compared (root)
+    Accuracy(accuracy::Args),
     /// Check the probes' sources: the rules against kernel panics, and clippy for the BPF target
     Lint(lint::Args),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Task::Test(args) => test::run(&args),
         Task::Vm(args) => vm::run(&args),
         Task::Bench(args) => bench::run(&args),
+        Task::Accuracy(args) => accuracy::run(&args),
         Task::Lint(args) => lint::run(&args),
     };
     match done {

@@ -1,0 +1,29 @@
+//! How often why502 is right: every scenario played with real nginx and php-fpm, every lost request compared.
+//!
+//! ```text
+//! dice      choices that a seed makes again
+//! layout    what a scenario is played on, and the numbers of one play
+//! scenario  what a scenario is; table: all of them
+//! play      one or several at the same moment
+//! figures   what the plays add up to; report: as text and as a page
+//! series    the runner: one why502 for a round of plays
+//! ```
+
+mod dice;
+mod figures;
+mod layout;
+mod play;
+mod report;
+mod scenario;
+mod series;
+mod table;
+
+pub use crate::scene::LIMIT;
+pub use dice::{Dice, new_seed};
+pub use figures::{Figures, wilson};
+pub use layout::{Draw, Layout, WORDS};
+pub use play::{Ledgers, Part, Played, play};
+pub use report::{Setting, page, text};
+pub use scenario::{Known, Marks, Scenario};
+pub use series::{Order, Series};
+pub use table::{all, named};

@@ -1,0 +1,123 @@
+//! Plays one or several scenarios at the same moment, each with a pod of its own.
+
+use super::layout::Draw;
+use super::scenario::{Known, Marks, Scenario};
+use crate::guard::boot_ns;
+use crate::ledger::{self, Claim, Comparison, Rules};
+use crate::load::Request;
+use crate::scene::{Over, Scene};
+use crate::site::{Site, Territory};
+use crate::tracer::Heard;
+use anyhow::{Context, Result, anyhow};
+use std::collections::HashSet;
+use why502::model::incident::Cause;
+
+/// Who plays what.
+#[derive(Clone, Debug)]
+pub struct Part {
+    pub scenario: &'static Scenario,
+    pub draw: Draw,
+}
+
+impl Part {
+    pub fn new(scenario: &'static Scenario, draw: Draw) -> Self {
+        Self { draw: scenario.fitted(draw), scenario }
+    }
+}
+
+impl std::fmt::Display for Part {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} [{}]", self.scenario.name, self.draw)
+    }
+}
+
+/// A part that is over. Its site still stands.
+#[derive(Debug)]
+pub struct Played {
+    pub part: Part,
+    pub over: Over,
+    pub marks: Marks,
+}
+
+/// Everything that the comparison needs, also when the site is gone.
+#[derive(Debug)]
+pub struct Ledgers {
+    pub part: Part,
+    pub requests: Vec<Request>,
+    pub marks: Marks,
+    seen: HashSet<String>,
+    territory: Territory,
+    /// Incidents of this part are of the time from the site's start to its end, boot ns.
+    pub from: u64,
+    pub to: u64,
+    pod: String,
+}
+
+/// Starts the sites, then what watches them, then the load; acts on all of them at once.
+pub fn play(parts: &[Part], sites_stand: impl FnOnce(&[Site]) -> Result<()>) -> Result<Vec<Played>> {
+    let sites: Vec<Site> = parts
+        .iter()
+        .map(|p| Site::start(&(p.scenario.site)(&p.draw)).with_context(|| p.to_string()))
+        .collect::<Result<_>>()?;
+    sites_stand(&sites)?;
+    let mut scenes = Vec::new();
+    for (part, site) in parts.iter().zip(sites) {
+        let loads = (part.scenario.loads)(&part.draw, &site);
+        scenes.push((part, Scene::start(site, &loads).with_context(|| part.to_string())?, Marks::default()));
+    }
+    std::thread::scope(|scope| {
+        let acts: Vec<_> = scenes
+            .iter()
+            .map(|(part, scene, marks)| scope.spawn(move || (part.scenario.act)(scene, &part.draw, marks)))
+            .collect();
+        for (act, part) in acts.into_iter().zip(parts) {
+            act.join().map_err(|_| anyhow!("the act of {part} panicked"))?.with_context(|| part.to_string())?;
+        }
+        anyhow::Ok(())
+    })?;
+    let end =
+        |(part, scene, marks): (&Part, Scene, Marks)| Ok(Played { part: part.clone(), over: scene.end()?, marks });
+    scenes.into_iter().map(end).collect()
+}
+
+impl Played {
+    pub fn lost(&self) -> usize {
+        self.over.lost(self.part.scenario.made)
+    }
+
+    /// Takes the site down. `from`: a time before it was started.
+    pub fn close(self, from: u64) -> Result<Ledgers> {
+        let Self { part, over: Over { site, requests }, marks } = self;
+        let (seen, territory) = (site.started_scripts()?, site.territory());
+        let pod = site.pod.uid.clone();
+        drop(site);
+        Ok(Ledgers { part, requests, marks, seen, territory, from, to: boot_ns(), pod })
+    }
+}
+
+impl Ledgers {
+    /// Which causes are right for a request.
+    pub fn allowed(&self, r: &Request) -> &'static [Cause] {
+        let known = Known { draw: &self.part.draw, marks: &self.marks };
+        (self.part.scenario.truth)(&known, r, self.seen.contains(&r.id))
+    }
+
+    /// The incidents of this part among all that why502 told.
+    pub fn mine(&self, all: &[Heard]) -> Vec<Heard> {
+        let here = |h: &&Heard| (self.from..=self.to).contains(&h.claim.at) && self.territory.has(&h.claim);
+        all.iter().filter(here).cloned().collect()
+    }
+
+    pub fn compare(&self, heard: &[Heard]) -> Comparison {
+        let known = Known { draw: &self.part.draw, marks: &self.marks };
+        let allowed = |r: &Request, started: bool| (self.part.scenario.truth)(&known, r, started);
+        let rules = Rules { made: self.part.scenario.made, seen: self.seen.clone(), allowed: &allowed };
+        let claims: Vec<_> = heard.iter().map(|h| h.claim.clone()).collect();
+        ledger::compare(&self.requests, &claims, &rules)
+    }
+
+    /// Incidents that name a pod which is not this one.
+    pub fn of_another_pod<'a>(&self, heard: &'a [Heard]) -> Vec<&'a Claim> {
+        heard.iter().map(|h| &h.claim).filter(|c| c.pod.as_ref() != Some(&self.pod)).collect()
+    }
+}

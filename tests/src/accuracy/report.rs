@@ -1,0 +1,218 @@
+//! The figures as a page in Markdown; the terminal shows the same.
+
+use super::figures::{Figures, OfCause, percentile, wilson};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+/// Under which circumstances the figures came to be.
+#[derive(Clone, Debug)]
+pub struct Setting {
+    pub kernel: String,
+    pub commit: String,
+    /// Such as `2026-11-23`.
+    pub date: String,
+    pub nginx: String,
+    pub php: String,
+    pub plays: u64,
+    pub seed: Option<u64>,
+    pub took: Duration,
+}
+
+fn percent(hits: u64, n: u64) -> String {
+    if n == 0 {
+        return "–".into();
+    }
+    let (low, _) = wilson(hits, n);
+    format!("{:.1}% (≥ {:.1}%)", 100.0 * hits as f64 / n as f64, 100.0 * low)
+}
+
+fn ms(ns: Option<u64>) -> String {
+    ns.map_or("–".into(), |ns| format!("{}", ns / 1_000_000))
+}
+
+fn counts<'a>(of: impl IntoIterator<Item = (&'a str, &'a u64)>) -> String {
+    let all: Vec<String> = of.into_iter().map(|(name, n)| format!("{name} {n}")).collect();
+    all.join(", ")
+}
+
+/// The whole report.
+pub fn page(figures: &Figures, setting: &Setting) -> String {
+    let mut out = String::new();
+    let _ = write!(out, "{HEAD}");
+    let how = setting.seed.map_or("every scenario in turn".into(), |seed| format!("drawn with seed {seed}"));
+    let _ = writeln!(
+        out,
+        "| | |\n|---|---|\n| kernel | {} |\n| commit | {} |\n| date | {} |\n| servers | {}, {} |\n| plays | {}, {how} |\n| took | {} min |\n",
+        setting.kernel,
+        setting.commit,
+        setting.date,
+        setting.nginx,
+        setting.php,
+        setting.plays,
+        setting.took.as_secs().div_ceil(60)
+    );
+    out += &text(figures);
+    out
+}
+
+/// The tables alone.
+pub fn text(figures: &Figures) -> String {
+    let mut out = String::new();
+    totals(&mut out, figures);
+    causes(&mut out, figures);
+    confusion(&mut out, figures);
+    latency(&mut out, figures);
+    calibration(&mut out, figures);
+    scenarios(&mut out, figures);
+    deviations(&mut out, figures);
+    out
+}
+
+fn totals(out: &mut String, f: &Figures) {
+    let lost: u64 = f.causes.values().map(|c| c.lost).sum();
+    let right: u64 = f.causes.values().map(|c| c.right).sum();
+    let share = |of: Option<f64>| of.map_or("–".into(), |x| format!("{:.2}%", 100.0 * x));
+    let _ = writeln!(
+        out,
+        "{lost} lost requests, {right} with a right verdict. Mean over causes: precision {}, recall {}. \
+         Verdicts that blame a wrong cause or are about no lost request: {}. Incidents of a wrong pod: {}. Wrong \
+         `sub_cause`: {}. Truncated answers, not counted: {}. Requests whose client gave up: {}.\n",
+        share(f.macro_mean(OfCause::precision)),
+        share(f.macro_mean(OfCause::recall)),
+        f.false_blame(),
+        f.wrong_pod,
+        f.wrong_sub_cause,
+        f.truncated,
+        f.unclear,
+    );
+}
+
+fn causes(out: &mut String, f: &Figures) {
+    out.push_str("## Per cause\n\n| cause | lost | of those decided by the ledgers | right | missed | false | precision | recall |\n|---|--:|--:|--:|--:|--:|--:|--:|\n");
+    for (cause, c) in &f.causes {
+        let (precision, recall) = (c.precision(), c.recall());
+        let _ = writeln!(
+            out,
+            "| `{cause}` | {} | {} | {} | {} | {} | {} | {} |",
+            c.lost,
+            c.decided,
+            c.right,
+            c.missed,
+            c.false_claims,
+            percent(precision.0, precision.1),
+            percent(recall.0, recall.1)
+        );
+    }
+    out.push('\n');
+}
+
+fn confusion(out: &mut String, f: &Figures) {
+    out.push_str("## Confusion, mechanisms, sub causes\n\n| cause | wrong verdicts said | mechanisms of the right ones | sub causes |\n|---|---|---|---|\n");
+    for (cause, c) in f.causes.iter().filter(|(_, c)| c.lost > 0) {
+        let confused = counts(c.confused.iter().map(|(name, n)| (*name, n)));
+        let mechanisms = counts(c.mechanisms.iter().map(|(name, n)| (*name, n)));
+        let subs = counts(c.sub_causes.iter().map(|(name, n)| (if name.is_empty() { "none" } else { name }, n)));
+        let confused = if confused.is_empty() { "–".into() } else { confused };
+        let _ = writeln!(out, "| `{cause}` | {confused} | {mechanisms} | {subs} |");
+    }
+    out.push('\n');
+}
+
+fn latency(out: &mut String, f: &Figures) {
+    out.push_str(
+        "## Latency\n\nms. *Decided*: from the last fact of a verdict's chain to the time at which it was final, in the\nsequence of events. *Read*: to the time at which a reader had its line, with everything between the kernel and the pipe.\n*Window*: the longest from a loss to its verdict.\n\n| cause | decided p50 | p99 | read p50 | p99 | window |\n|---|--:|--:|--:|--:|--:|\n",
+    );
+    for (cause, c) in f.causes.iter().filter(|(_, c)| c.right > 0) {
+        let (d, r) = (&c.decided_after, &c.read_after);
+        let at = |values, share| ms(percentile(values, share));
+        let _ = writeln!(
+            out,
+            "| `{cause}` | {} | {} | {} | {} | {} |",
+            at(d, 0.5),
+            at(d, 0.99),
+            at(r, 0.5),
+            at(r, 0.99),
+            ms(Some(c.window))
+        );
+    }
+    out.push('\n');
+}
+
+fn calibration(out: &mut String, f: &Figures) {
+    out.push_str("## Calibration\n\nOf the verdicts of each confidence, how many were right.\n\n| confidence | verdicts | right | share (95% lower bound) |\n|--:|--:|--:|--:|\n");
+    for (confidence, (n, right)) in f.calibration.iter().rev() {
+        let value = f64::from(*confidence) / 100.0;
+        let _ = writeln!(out, "| {value:.2} | {n} | {right} | {} |", percent(*right, *n));
+    }
+    let (n, right) = f.from_confidence(95);
+    let _ = writeln!(out, "| **≥ 0.95** | {n} | {right} | {} |\n", percent(right, n));
+}
+
+fn scenarios(out: &mut String, f: &Figures) {
+    out.push_str("## Scenarios\n\n| scenario | plays | requests | lost | deviations |\n|---|--:|--:|--:|--:|\n");
+    for (name, s) in &f.scenarios {
+        let _ = writeln!(out, "| {name} | {} | {} | {} | {} |", s.plays, s.requests, s.lost, s.deviations);
+    }
+    out.push('\n');
+}
+
+fn deviations(out: &mut String, f: &Figures) {
+    let _ = writeln!(out, "## Deviations\n");
+    if f.deviations.is_empty() {
+        out.push_str("None.\n");
+        return;
+    }
+    for line in f.deviations.iter().take(40) {
+        let _ = writeln!(out, "- {}", line.replace('|', "\\|"));
+    }
+    if f.deviations.len() > 40 {
+        let _ = writeln!(out, "- … and {} more", f.deviations.len() - 40);
+    }
+}
+
+const HEAD: &str = "# Accuracy
+
+Made by `cargo xtask accuracy`; it is the output of one series, unedited.
+
+Every scenario is a pod of real nginx and php-fpm under load, in network and pid namespaces and cgroups of its own, that is
+stopped in one way. why502 watches the kernel beside it. Then each request of the client's ledger (which connection, what was
+sent, how it ended) is compared with the incidents: one for each lost request, none for any other, with a cause that is right
+for it. What is right follows from the scenario, from what the client saw, and from what the php scripts wrote down when they
+started and ended; nothing of it is why502's own.
+
+Where these ledgers leave more than one cause (a connection that was reset may have waited in the queue or have just been
+taken), each of them counts as right; the second column says for how many they leave one. Requests that an nginx answered
+with 502 are joined to incidents by time, because the connection between the servers has no number in any ledger: within one
+moment the causes must be right as a set. Bounds are the lower ends of Wilson's 95% intervals.
+
+";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use why502::model::incident::Cause;
+
+    #[test]
+    fn a_page_has_no_figure_that_was_not_measured() {
+        let mut figures = Figures::default();
+        let of = OfCause {
+            lost: 200,
+            decided: 180,
+            right: 199,
+            missed: 1,
+            decided_after: vec![700_000_000],
+            ..OfCause::default()
+        };
+        figures.causes.insert(Cause::QuitThenTerm, of);
+        figures.causes.insert(Cause::ClientAbort, OfCause { false_claims: 1, ..OfCause::default() });
+        figures.calibration.insert(99, (199, 199));
+        let text = text(&figures);
+        assert!(
+            text.contains("| `quit-then-term` | 200 | 180 | 199 | 1 | 0 | 100.0% (≥ 98.1%) | 99.5% (≥ 97.2%) |"),
+            "{text}"
+        );
+        assert!(text.contains("| `client-abort` | 0 | 0 | 0 | 0 | 1 | 0.0% (≥ 0.0%) | – |"), "{text}");
+        assert!(text.contains("| `quit-then-term` | 700 | 700 | – | – | 0 |"), "{text}");
+        assert!(text.contains("| **≥ 0.95** | 199 | 199 |"), "{text}");
+    }
+}

@@ -1,0 +1,77 @@
+//! A scenario: a pod, its load, what is done to it, and which causes are then right for which lost request.
+
+use super::layout::Draw;
+use crate::guard::boot_ns;
+use crate::load::Request;
+use crate::scene::{Loads, Scene};
+use crate::site::{Site, SiteConf};
+use anyhow::Result;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use why502::model::incident::Cause;
+
+pub struct Scenario {
+    pub name: &'static str,
+    /// What it is there to provoke. `None`: a control, of which nothing is the server's fault.
+    pub cause: Option<Cause>,
+    /// Which every verdict of that cause must have.
+    pub sub_cause: Option<&'static str>,
+    /// Sets what of a draw is not free here.
+    pub fit: fn(&mut Draw),
+    pub site: fn(&Draw) -> SiteConf,
+    pub loads: fn(&Draw, &Site) -> Loads,
+    pub act: fn(&Scene, &Draw, &Marks) -> Result<()>,
+    /// Statuses that an nginx before the failed server makes of its failure.
+    pub made: &'static [u16],
+    pub truth: fn(&Known, &Request, bool) -> &'static [Cause],
+}
+
+/// Times that the harness itself took while it acted: truth may rest on them.
+#[derive(Debug, Default)]
+pub struct Marks(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Marks {
+    pub fn set(&self, name: &'static str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, boot_ns());
+    }
+
+    /// CLOCK_BOOTTIME, ns.
+    pub fn get(&self, name: &str) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    }
+}
+
+/// What truth may look at beside the request.
+pub struct Known<'a> {
+    pub draw: &'a Draw,
+    pub marks: &'a Marks,
+}
+
+impl Known<'_> {
+    /// The request went out before this time; without the mark nothing did.
+    pub fn sent_before(&self, r: &Request, mark: &str) -> bool {
+        self.marks.get(mark).zip(r.t_sent).is_some_and(|(mark, sent)| sent < mark)
+    }
+
+    /// Its connection was begun after this time.
+    pub fn begun_after(&self, r: &Request, mark: &str) -> bool {
+        self.marks.get(mark).is_some_and(|mark| r.t_connect > mark)
+    }
+}
+
+impl Scenario {
+    /// The draw, as far as this scenario leaves it free.
+    pub fn fitted(&self, mut draw: Draw) -> Draw {
+        (self.fit)(&mut draw);
+        if draw.layout.together {
+            draw.layout.tini = false;
+        }
+        draw
+    }
+}
+
+impl std::fmt::Debug for Scenario {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}

@@ -1,0 +1,41 @@
+//! All scenarios. Each produces its cause; what else is lost on the way is judged as well.
+
+mod controls;
+mod loads;
+mod nginx;
+mod php;
+mod races;
+
+use super::scenario::Scenario;
+
+/// Every scenario that has a cause, and then the controls.
+pub fn all() -> Vec<&'static Scenario> {
+    [nginx::ALL, races::ALL, php::ALL, controls::ALL].into_iter().flatten().collect()
+}
+
+pub fn named(name: &str) -> Option<&'static Scenario> {
+    all().into_iter().find(|s| s.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::accuracy::Draw;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn names_are_unique_and_files() {
+        let names: BTreeSet<_> = all().iter().map(|s| s.name).collect();
+        assert_eq!(names.len(), all().len());
+        assert!(names.iter().all(|n| n.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')));
+    }
+
+    #[test]
+    fn a_fitted_draw_stays_as_it_is() {
+        for (scenario, n) in all().into_iter().flat_map(|s| (0..30).map(move |n| (s, n))) {
+            let once = scenario.fitted(Draw::nth(n));
+            let twice = scenario.fitted(once.clone());
+            assert_eq!(format!("{once:?}"), format!("{twice:?}"), "{}", scenario.name);
+        }
+    }
+}
