@@ -3,3 +3,4 @@
 
 pub mod cgroups;
 pub mod procfs;
+pub mod spec;
