@@ -143,7 +143,11 @@ impl Watch {
 
     /// With more arguments of `why502 watch`.
     pub fn with(site: &Site, more: &[&str]) -> Result<Self> {
-        let recording = site.dir.join("watch.rec");
+        Self::at(site.dir.join("watch.rec"), more)
+    }
+
+    /// Before there is a site.
+    pub fn at(recording: PathBuf, more: &[&str]) -> Result<Self> {
         let args: Vec<&OsStr> =
             more.iter().map(OsStr::new).chain(["--record".as_ref(), recording.as_os_str()]).collect();
         let tracer = Tracer::watch(&binary()?, &args)?;

@@ -4,15 +4,15 @@
 //! `RUNS=20` for the full figure of the stops, `CLOSES=10000` for that of the controls; `RECORDINGS=DIR` keeps what was
 //! recorded of each run.
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use nix::sys::signal::Signal::{self, SIGKILL, SIGQUIT, SIGTERM, SIGUSR2};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 use why502::model::incident::{Cause, Incident, Mechanism};
-use why502_tests::guard::{self, wait};
+use why502_tests::guard::{self, Dir, wait};
 use why502_tests::ledger::Comparison;
-use why502_tests::load::{Abort, Load, LoadConf, Outcome, Shape};
+use why502_tests::load::{Abort, Load, LoadConf, Outcome, Request, Shape};
 use why502_tests::php::{FpmConf, FpmListen};
 use why502_tests::scene::{Allowed, LIMIT, Loads, Over, Scene, Watch, keep};
 use why502_tests::site::{Site, SiteConf};
@@ -22,6 +22,8 @@ use why502_tests::{schema, supervised, truth};
 /// Connections of the load, and how many children php has for them: the others wait in its queue.
 const SLOW: usize = 12;
 const BUSY: usize = SLOW / 2;
+/// A child that has done its last work is gone within this time.
+const SOON_NS: u64 = 100_000_000;
 /// So many are answered with 502 after the stop itself.
 const AFTER: u64 = 20;
 
@@ -182,6 +184,31 @@ fn gone(name: &'static str, signal: Signal, cause: Cause) -> Result<()> {
     })
 }
 
+/// php-fpm started after why502: its path is looked up a little after its exec.
+#[test]
+fn started_beside_the_tracer() -> Result<()> {
+    let name = "unix started later";
+    runs(name, Cause::FpmNotListening, || {
+        let dir = Dir::new()?;
+        let watch = Watch::at(dir.join("watch.rec"), &["--unix-connect", "syscalls"])?;
+        let site = Site::start(&on_unix(FpmConf::default()))?;
+        let mut before = load(&site, "/fast.php", 4);
+        (before.max_attempts, before.rate) = (Some(100), Some(40.0));
+        let warm = Load::start(Some(site.client.path()), before)?;
+        wait("the answers", LIMIT, || warm.finished())?;
+        ensure!(warm.join()?.iter().all(|r| matches!(r.outcome, Outcome::Ok { .. })), "not all requests were answered");
+        site.php_container().signal(SIGQUIT)?;
+        wait("the end of php-fpm", LIMIT, || site.php_container().cgroup.procs().is_empty())?;
+        let after = LoadConf { max_attempts: Some(AFTER), ..load(&site, "/fast.php", 4) };
+        let scene = Scene::start(site, &Loads { slow: Some(after), ..Loads::default() })?;
+        scene.refused()?;
+        let result = judged(name, &scene.end()?, watch, &truth::always(&[Cause::FpmNotListening]))?;
+        let certain = result.by_level.get("certain").copied().unwrap_or(0);
+        ensure!(certain == result.explained, "{certain} of {} incidents are certain", result.explained);
+        Ok(result)
+    })
+}
+
 #[test]
 fn stopped_first() -> Result<()> {
     gone("unix stopped first", SIGQUIT, Cause::FpmNotListening)
@@ -215,19 +242,30 @@ fn a_queue_that_fills_while_php_fpm_stops() -> Result<()> {
         let fpm = FpmConf { children, backlog: Some(1), process_control_timeout: 10, ..FpmConf::default() };
         let site = Site::start(&on_unix(fpm))?;
         let watch = watch(&site)?;
-        let mut slow = load(&site, "/slow.php?ms=2500", children as usize);
+        let mut slow = load(&site, "/slow.php?ms=800", children as usize);
+        slow.more_paths = vec!["/slow.php?ms=1800".into()];
         (slow.max_attempts, slow.prefix) = (Some(children.into()), "slow".into());
         let loads = Loads { slow: Some(slow), in_php: children as usize, ..Loads::default() };
         let mut scene = Scene::start(site, &loads)?;
         scene.site.php_container().signal(SIGQUIT)?;
-        let late = LoadConf { max_attempts: Some(60), ..load(&scene.site, "/fast.php", 8) };
+        let mut late = load(&scene.site, "/fast.php", 8);
+        // Some while all children are busy, some when they are gone one after the other.
+        (late.max_attempts, late.refused_pause) = (Some(150), Duration::from_millis(150));
         scene.fast = Some(Load::start(Some(scene.site.client.path()), late)?);
         scene.refused()?;
         let over = scene.end()?;
         let full = std::fs::read_to_string(&over.site.nginx.error_log)?.matches("(11: Resource").count();
         ensure!(full > 0, "no connect met a full queue: the scenario did not happen");
-        let allowed = |_: &_, started: bool| -> &'static [Cause] {
-            if started { &[] } else { &[Cause::FpmAcceptQueueDropped, Cause::FpmNotListening] }
+        // Until the first child has done its work, all of them would be busy without the stop as well.
+        let served = over.site.served()?;
+        let Some(free) = served.iter().filter(|s| s.ev == "end").map(|s| s.t).min() else { bail!("no script ended") };
+        let allowed = |r: &Request, started: bool| -> &'static [Cause] {
+            match r.t_sent {
+                _ if started => &[],
+                _ if r.t_end < free => &[Cause::FpmListenQueueFull],
+                Some(sent) if sent > free + SOON_NS => &[Cause::FpmAcceptQueueDropped, Cause::FpmNotListening],
+                _ => &[Cause::FpmListenQueueFull, Cause::FpmAcceptQueueDropped, Cause::FpmNotListening],
+            }
         };
         judged(name, &over, watch, &allowed)
     })

@@ -4,6 +4,7 @@ use super::chain::Chain;
 use super::confidence::Confidence;
 use super::gone::Gone;
 use super::server::{Kind, Server};
+use super::unix;
 use super::{Finding, View, chain};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::Lost;
@@ -51,7 +52,8 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     };
     let master = server.master?;
     let to_master = view.history.signals_to(&master).iter().find(|s| {
-        s.at <= by && sig::asks_to_stop(s.what.signal) && s.effective() && !s.to_itself() && !s.by_kernel()
+        let took = !matches!(how, How::Full) || unix::fewer_children(lost, server, s, view);
+        took && s.at <= by && sig::asks_to_stop(s.what.signal) && s.effective() && !s.to_itself() && !s.by_kernel()
     })?;
     let supervisor = to_master.what.sender.key();
     let role = view.table.role(&supervisor);

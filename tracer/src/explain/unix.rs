@@ -7,6 +7,7 @@ use super::server::{Kind, Server};
 use super::{Finding, View};
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Conn, Evidence, Lost};
+use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Trigger};
 
 /// Longer than any process_control_timeout that somebody waits for.
@@ -49,13 +50,20 @@ fn ends_children(lost: &Lost, server: &Server, view: &View) -> bool {
     view.table.children(&master).any(|c| view.history.signals_to(&c.key).iter().any(told))
 }
 
-/// The same while php-fpm was stopping: its children take nothing new, so the queue only fills.
+/// A child has ended since a stop signal, and so did not take this request. As long as all of them are there they are busy
+/// with what they have, and the queue would be as full without the signal.
+pub fn fewer_children(lost: &Lost, server: &Server, signal: &Signal, view: &View) -> bool {
+    let ended = |at: BootNs| at > signal.at && at <= lost.at;
+    server.master.is_some_and(|m| view.table.children(&m).any(|c| c.exited.is_some_and(|e| ended(e.at))))
+}
+
+/// The same while php-fpm was stopping: its children end instead of taking something new, so the queue only fills.
 pub fn queue_full_while_stopping(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let Evidence::UnixRefused { full_since: Some(full_since), .. } = &lost.evidence else { return None };
     if server.kind != Kind::PhpFpm {
         return None;
     }
-    let signal = server.asked_to_stop(view, lost.at)?;
+    let signal = server.asked_to_stop(view, lost.at).filter(|s| fewer_children(lost, server, s, view))?;
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
     chain.signal(signal, "nobody-accepts-after-a-stop-signal", view);
@@ -68,7 +76,7 @@ pub fn queue_full_while_stopping(lost: &Lost, server: &Server, view: &View) -> O
         sub_cause: Some("full"),
         trigger: chain::trigger(signal, view),
         summary: format!(
-            "php-fpm took no requests since {}, and its queue had no room left for this one",
+            "php-fpm's children end since {} instead of taking requests, and its queue had no room left for this one",
             sig::name(signal.what.signal)
         ),
         chain,

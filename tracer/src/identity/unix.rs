@@ -3,7 +3,7 @@
 //!
 //! A path means something only within a mount namespace, and nginx may reach the socket by another path than php-fpm does (a
 //! volume that both mount). So a server is looked for among the neighbours only: the same pod, else a network namespace
-//! that is not the host's, else the same container.
+//! that is not the host's, else the same container; and a container whose connection this php-fpm has thrown away.
 
 use super::cgroups::Place;
 use super::process::{Process, base};
@@ -12,10 +12,12 @@ use super::table::Table;
 use crate::model::event::UnixDropped;
 use crate::model::input::UnixListenerFact;
 use crate::model::{BootNs, ProcKey, Task};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Servers remembered of one path, and in all: one that was restarted more often has forgotten its first ones.
 const PER_PATH: usize = 64;
+/// Client containers remembered of one server.
+const CLIENTS: usize = 16;
 /// The longest path that is kept; `sun_path` has 108 bytes, three for each that is not UTF-8.
 const PATH_MAX: usize = 324;
 
@@ -67,6 +69,15 @@ struct Served {
     /// Last evidence.
     at: BootNs,
     place: Where,
+    /// Containers that were seen to send requests to it, wherever they are.
+    clients: BTreeSet<String>,
+}
+
+impl Served {
+    fn near(&self, client: &Where, host_netns: u32) -> bool {
+        let known = client.container.as_ref().is_some_and(|c| self.clients.contains(c));
+        known || self.place.shares_with(client, host_netns)
+    }
 }
 
 /// See the [module](self).
@@ -95,8 +106,12 @@ impl UnixPaths {
         if let Some(list) = self.paths.get_mut(path)
             && let Some(i) = list.iter().position(|s| s.master == served.master)
         {
-            list.remove(i);
-            list.push(served);
+            let mut old = list.remove(i);
+            old.clients.extend(served.clients);
+            while old.clients.len() > CLIENTS {
+                old.clients.pop_first();
+            }
+            list.push(Served { clients: old.clients, ..served });
             return;
         }
         if self.len >= self.max {
@@ -135,20 +150,21 @@ impl Table {
         self.advance(fact.at);
         let masters: Vec<ProcKey> = fact.holders.iter().filter_map(|key| self.fpm_master(key)).collect();
         for master in masters {
-            self.serves_path(&fact.path, master, fact.at);
+            self.serves_path(&fact.path, master, None, fact.at);
         }
     }
 
     pub(super) fn observe_unix_dropped(&mut self, dropped: &UnixDropped, at: BootNs) {
         if let Some(master) = self.fpm_master(&dropped.task.key()) {
-            self.serves_path(&dropped.path, master, at);
+            let client = self.container_of_cgroup(dropped.client_cgroup, 0).map(|c| c.container.id.clone());
+            self.serves_path(&dropped.path, master, client, at);
         }
     }
 
-    fn serves_path(&mut self, path: &str, master: ProcKey, at: BootNs) {
+    fn serves_path(&mut self, path: &str, master: ProcKey, client: Option<String>, at: BootNs) {
         let place =
             self.process(&master).map(|p| self.whereabouts(self.place_of(&master), p.netns)).unwrap_or_default();
-        self.unix_paths.add(path, Served { master, at, place });
+        self.unix_paths.add(path, Served { master, at, place, clients: client.into_iter().collect() });
     }
 
     /// The php-fpm that serves, or served, a path that `client` wanted to connect to at `at`. `listening`: there was a
@@ -163,7 +179,7 @@ impl Table {
     ) -> Option<UnixServer> {
         let place = self.whereabouts(self.place(client), client.netns);
         let alive = |key: &ProcKey| self.process(key).is_some_and(|p| p.exited.is_none_or(|e| e.at > at));
-        let usable = |s: &&Served| s.place.shares_with(&place, host_netns) && (!listening || alive(&s.master));
+        let usable = |s: &&Served| s.near(&place, host_netns) && (!listening || alive(&s.master));
         let known = |by, s: &Served| UnixServer { master: s.master, by };
         let paths = &self.unix_paths.paths;
         let exact = paths.get(path).into_iter().flatten().rev().find(usable).map(|s| known(FoundBy::Path, s));
@@ -216,5 +232,54 @@ impl Table {
             Place::Host => Where { host: true, netns, ..Where::default() },
             Place::Unknown => Where { netns, ..Where::default() },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(tgid: u32, at: BootNs) -> Served {
+        let master = ProcKey { tgid, start_ticks: 1 };
+        Served { master, at, place: Where::default(), clients: BTreeSet::new() }
+    }
+
+    #[test]
+    fn who_is_a_neighbour() {
+        let at = |pod: &str, container: &str, netns| Where {
+            pod: (!pod.is_empty()).then(|| pod.to_owned()),
+            container: (!container.is_empty()).then(|| container.to_owned()),
+            host: false,
+            netns,
+        };
+        let host = Where { host: true, netns: 1, ..Where::default() };
+        let near = |a: &Where, b: &Where| a.shares_with(b, 1);
+        assert!(near(&at("p", "a", 7), &at("p", "b", 8)));
+        assert!(!near(&at("p", "a", 7), &at("q", "b", 7)), "the number of a network namespace is given again");
+        assert!(near(&at("", "a", 7), &at("", "b", 7)), "docker, with the network of the other container");
+        assert!(near(&at("", "a", 1), &at("", "a", 1)));
+        assert!(!near(&at("", "a", 1), &at("", "b", 1)), "the host's network is everybody's");
+        assert!(!at("", "a", 7).shares_with(&at("", "b", 7), 0), "which one is the host's is not known");
+        assert!(near(&host, &host) && !near(&host, &at("", "a", 1)));
+    }
+
+    #[test]
+    fn memory_is_bounded_and_the_oldest_goes() {
+        let mut paths = UnixPaths::new(8);
+        for i in 0..20u32 {
+            paths.add(&format!("/run/{i}.sock"), served(i, u64::from(i)));
+        }
+        assert_eq!((paths.len, paths.paths.len(), paths.evicted()), (8, 8, 12));
+        assert!(paths.paths.contains_key("/run/19.sock") && !paths.paths.contains_key("/run/11.sock"));
+        let mut one = UnixPaths::new(1_000);
+        (0..2 * PER_PATH as u32).for_each(|i| one.add("/run/php.sock", served(i, u64::from(i))));
+        assert_eq!((one.len, one.paths["/run/php.sock"].len()), (PER_PATH, PER_PATH));
+        for i in 0..2 * CLIENTS {
+            one.add("/run/php.sock", Served { clients: BTreeSet::from([format!("{i}")]), ..served(127, 200) });
+        }
+        assert_eq!(one.paths["/run/php.sock"].last().map(|s| s.clients.len()), Some(CLIENTS));
+        one.add("", served(1, 1));
+        one.add(&"x".repeat(PATH_MAX + 1), served(1, 1));
+        assert_eq!(one.paths.len(), 1);
     }
 }

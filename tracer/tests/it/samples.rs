@@ -259,6 +259,13 @@ pub(crate) fn inputs() -> Vec<Input> {
             inode: 77,
             holders: vec![key],
         }),
+        Input::UnixListener(UnixListenerFact {
+            at,
+            netns: 4_026_532_210,
+            path: "/run/php\u{1b}[2J.sock".into(),
+            inode: 78,
+            holders: vec![key],
+        }),
         Input::Ready { at: at + 1_000_000 },
     ];
     inputs.extend(events().into_iter().map(Input::Event));

@@ -253,7 +253,7 @@ fn a_full_queue() {
 #[test]
 fn a_queue_that_fills_while_php_fpm_stops() {
     let mut node = pod(true);
-    node.signal(200 * S, 3, fpm()).event(201 * S, refused(11));
+    node.signal(200 * S, 3, fpm()).exits(200 * S + MS, child(1), 0).event(201 * S, refused(11));
     let said = node.said(true);
     let one = only(&said);
     assert_eq!((one.cause, one.sub_cause.as_deref()), (Cause::FpmAcceptQueueDropped, Some("full")));
@@ -261,10 +261,17 @@ fn a_queue_that_fills_while_php_fpm_stops() {
 
     // It had been full before.
     let mut node = pod(true);
-    node.event(199 * S, refused(11)).signal(200 * S, 3, fpm()).event(201 * S, refused(11));
+    node.event(199 * S, refused(11)).signal(200 * S, 3, fpm());
+    node.exits(200 * S + MS, child(1), 0).event(201 * S, refused(11));
     let said = node.said(true);
     assert_eq!(causes(&said), [Cause::FpmListenQueueFull, Cause::FpmAcceptQueueDropped]);
     assert_eq!(said[1].confidence.level, Level::Likely);
+
+    // All children are busy, and would be so without the signal.
+    let mut node = pod(true);
+    node.signal(200 * S, 3, fpm()).event(201 * S, refused(11));
+    let said = node.said(true);
+    assert_eq!((causes(&said), only(&said).confidence.level), (vec![Cause::FpmListenQueueFull], Level::Likely));
 }
 
 #[test]
@@ -347,4 +354,25 @@ fn a_php_fpm_that_is_forgotten_is_never_certain() {
     let one = only(&said);
     assert_eq!(one.cause, Cause::FpmNotListening);
     assert_ne!(one.confidence.level, Level::Certain, "{:?}", one.confidence);
+}
+
+#[test]
+fn a_client_elsewhere_that_was_seen_to_use_the_socket() {
+    // Two containers of docker-compose that share a volume and nothing else.
+    let elsewhere = Task { tgid: 950, pid: 950, ppid: 949, cgroup: 47, netns: 99, start_ns: 6 * S, ..task() };
+    let refused = UnixRefused { error: 2, path: PATH.into(), task: elsewhere.clone() };
+    for (seen, level) in [(true, Level::Certain), (false, Level::Possible)] {
+        let mut node = pod(true);
+        let path = Some(format!("/docker/{}", "e".repeat(64)));
+        node.inputs.push(Input::Cgroup(CgroupFact { at: 3, id: 47, hierarchy: Hierarchy::V2, path }));
+        node.inputs.push(process(&Task { tgid: 949, pid: 949, ..elsewhere.clone() }, "/usr/sbin/nginx"));
+        node.inputs.push(process(&elsewhere, "/usr/sbin/nginx"));
+        if seen {
+            let thrown = UnixDropped { client_cgroup: 47, ..dropped(50, child(1)) };
+            node.event(150 * S, EventKind::UnixDropped(thrown));
+        }
+        node.signal(200 * S, 3, fpm()).ends(200 * S + MS).event(201 * S, EventKind::UnixRefused(refused.clone()));
+        let said = node.said(true);
+        assert_eq!((only(&said).cause, only(&said).confidence.level), (Cause::FpmNotListening, level), "{said:#?}");
+    }
 }

@@ -164,3 +164,28 @@ fn this_host() {
     assert_eq!(again.key, me.key);
     assert_eq!(read_process(Path::new("/"), u32::MAX, 1).unwrap_err().kind(), io::ErrorKind::NotFound);
 }
+
+#[test]
+fn unix_listeners_of_php_fpm_only() {
+    let root = Root::new();
+    for (pid, name, netns) in [(7, "php-fpm8.2", 4), (8, "php-fpm8.2", 4), (9, "gunicorn", 4), (10, "php-fpm8.2", 5)] {
+        root.process(pid, name, 'S', netns);
+        fs::remove_file(root.path(&format!("proc/{pid}/exe"))).unwrap();
+        root.link(&format!("proc/{pid}/exe"), &format!("/usr/sbin/{name}"));
+        root.write(&format!("proc/{pid}/cmdline"), "x\0");
+        let table = "Num RefCount Protocol Flags Type St Inode Path\n\
+                     0: 00000002 00000000 00010000 0001 01 41 /run/php.sock\n\
+                     1: 00000002 00000000 00010000 0001 01 42 /run/gunicorn.sock\n\
+                     2: 00000003 00000000 00000000 0001 03 43 /run/php.sock\n";
+        root.write(&format!("proc/{pid}/net/unix"), table);
+    }
+    root.link("proc/7/fd/5", "socket:[41]");
+    root.link("proc/8/fd/0", "socket:[41]");
+    root.link("proc/9/fd/5", "socket:[42]");
+    let scan = root.scan();
+    let found: Vec<_> =
+        scan.unix_listeners.iter().map(|l| (l.netns, l.path.as_str(), l.inode, l.holders.len())).collect();
+    assert_eq!(found, [(4, "/run/php.sock", 41, 2)]);
+    let of = |pid| unix_listeners_of(root.0.path(), pid, 1).len();
+    assert_eq!([of(7), of(9), of(10), of(99)], [1, 0, 0, 0]);
+}
