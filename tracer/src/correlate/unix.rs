@@ -90,7 +90,7 @@ impl Unix {
     /// `host_netns`: 0 unknown.
     pub fn refused(&mut self, event: &Event, r: &UnixRefused, table: &Table, host_netns: u32) -> Option<Lost> {
         let full = r.error == errno::AGAIN;
-        if !full && !matches!(r.error, errno::NOENT | errno::CONNREFUSED) {
+        if !full && !matches!(r.error, errno::NOENT | errno::CONNREFUSED) || of_the_system(&r.path) {
             return None;
         }
         let role = table.role(&r.task.key());
@@ -188,8 +188,29 @@ fn nginx_is_gone(d: &UnixDropped, at: BootNs, table: &Table, history: &History) 
     workers.peek().is_some() && workers.all(|p| over(&p.key))
 }
 
+/// Sockets that the C library asks for users, groups and hosts, and logs to: nginx connects to them when it starts, and they
+/// are missing in most containers.
+fn of_the_system(path: &str) -> bool {
+    const NAMES: &[&str] = &["/nscd/socket", "/sss/pipes/", "/winbindd/", "/systemd/", "/dbus/", "/dev/log"];
+    NAMES.iter().any(|name| path.contains(name))
+}
+
 /// A name is all that is left to go by.
 pub fn looks_like_php_fpm(path: &str) -> bool {
     let path = path.to_ascii_lowercase();
     path.contains("php") || path.contains("fpm")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::of_the_system;
+
+    #[test]
+    fn what_the_c_library_connects_to_is_no_upstream() {
+        let system =
+            ["/var/run/nscd/socket", "/var/lib/sss/pipes/nss", "/run/systemd/userdb/io.systemd.DropIn", "/dev/log"];
+        assert!(system.iter().all(|path| of_the_system(path)));
+        let upstreams = ["/run/php/php8.2-fpm.sock", "/sock/www.sock", "/var/run/app/socket", "/dev/shm/php.sock"];
+        assert!(!upstreams.iter().any(|path| of_the_system(path)));
+    }
 }
