@@ -1,47 +1,42 @@
-//! The demo: a real local pod loses requests, and why502 says why.
+//! The demo, in five acts: a real local pod is deleted and loses requests, why502 says why and what to change, and the act
+//! is played again with that change: nothing is lost any more.
 //!
-//! client → edge nginx → pod (nginx and php-fpm, a container each), under load; then SIGTERM to nginx, PID 1 of its
-//! container, from outside, as `docker stop` and a kubelet do it. The client's ledger and why502's incidents are compared
-//! one by one.
+//! client → edge nginx → pod (nginx and php-fpm, a container each). The harness plays the kubelet (hooks, stop signals, grace
+//! period) and the balancer, which learns of the deletion a while later. The client's ledger and why502's incidents are
+//! compared one by one.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use nix::sys::signal::Signal;
+use nix::sys::signal::Signal::SIGQUIT;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
-use why502::model::incident::{Cause, Incident};
-use why502_tests::guard::{self, Dir, wait};
+use std::time::{Duration, Instant};
+use why502::explain::advice;
+use why502::model::incident::{Advice, Cause, Incident};
+use why502::sinks::text::{self, Paint};
+use why502_tests::advised::{Act, Plan, Traffic, unhappy};
+use why502_tests::guard::{self, Dir};
+use why502_tests::kubelet::{Deletion, PreStop, Stop};
 use why502_tests::ledger::{self, Rules};
-use why502_tests::load::{Load, LoadConf, Progress, Request};
 use why502_tests::php::FpmConf;
-use why502_tests::site::{Site, SiteConf};
-use why502_tests::tracer::{self, Tracer};
+use why502_tests::scene::Over;
+use why502_tests::site::SiteConf;
+use why502_tests::tracer::{Tracer, claims};
+use why502_tests::tun::Trouble;
 
 #[derive(Parser)]
-#[command(about = "A real local pod loses requests, and why502 explains each of them")]
+#[command(about = "A real local pod loses requests in five ways; why502 explains each of them and how to lose none")]
 struct Args {
     /// The why502 binary; without it the one beside this program
     #[arg(long, value_name = "PATH")]
     why502: Option<PathBuf>,
-    /// The stop signal: TERM or QUIT
-    #[arg(long, default_value = "TERM", value_parser = stop_signal)]
-    signal: Signal,
-    /// Busy connections of the client
-    #[arg(long, default_value_t = 40, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    connections: u16,
+    /// Only this act, 1 to 5
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=5))]
+    act: Option<u8>,
     /// Keep the recording here
     #[arg(long, value_name = "FILE")]
     record: Option<PathBuf>,
-}
-
-fn stop_signal(name: &str) -> Result<Signal, String> {
-    match name {
-        "TERM" => Ok(Signal::SIGTERM),
-        "QUIT" => Ok(Signal::SIGQUIT),
-        _ => Err("one of TERM, QUIT".into()),
-    }
 }
 
 fn main() -> ExitCode {
@@ -60,6 +55,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Every verdict is given within 2 s.
+const VERDICTS: Duration = Duration::from_millis(2500);
+
+struct Story {
+    title: &'static str,
+    /// What happens, in a sentence or two.
+    what: &'static str,
+    /// The incident that is shown is of this cause.
+    show: Cause,
+    plan: Plan,
+    traffic: Traffic,
+}
+
 fn demo(args: &Args) -> Result<bool> {
     let why502 = match &args.why502 {
         Some(path) => path.clone(),
@@ -68,82 +76,149 @@ fn demo(args: &Args) -> Result<bool> {
     let _turn = guard::turn()?;
     let files = Dir::new()?;
     let recording = args.record.clone().unwrap_or_else(|| files.join("demo.rec"));
-
-    let fpm = FpmConf { children: 8, ..FpmConf::default() };
-    let site = Site::start(&SiteConf { fpm: Some(fpm), edge: Some(16), ..SiteConf::default() })?;
-    println!("1. A pod: nginx (PID 1 in its container, host pid {}) and php-fpm, behind an edge nginx.", pid(&site));
-
     let watch = Tracer::watch(&why502, &["--record".as_ref(), recording.as_os_str()])?;
-    println!("2. why502 watches the node's kernel: no change to nginx, php or the pod.");
-
-    let mut conf = LoadConf::new(site.addr(), "/static");
-    conf.more_paths = vec!["/fast.php".into(), "/slow.php?ms=120".into()];
-    conf.connections = args.connections.into();
-    // What comes after the stop is refused: a few of these are enough.
-    conf.refused_pause = Duration::from_millis(300);
-    let load = Load::start(Some(site.client.path()), conf)?;
-    let half = Duration::from_secs(30);
-    wait("the load to run", half, || Progress::get(&load.progress.answered) >= 1000)?;
-    let signal = args.signal;
-    println!("3. {} busy connections; now {signal} to nginx, as a runtime's stop does it.", args.connections);
-    site.nginx.container.signal(signal)?;
-    let enough = u64::from(args.connections) + 20;
-    wait("the requests that are lost", half, || Progress::get(&load.progress.errors) >= enough)?;
-    let requests = load.stop()?;
-    let rules = Rules { made: &[502], seen: site.started_scripts()?, allowed: &allowed };
-    let lost = requests.iter().filter(|r| ledger::is_lost(r, rules.made)).count();
-    watch.wait_for(lost, &site)?;
-    let said = watch.stop()?;
-    let result = ledger::compare(&requests, &said.claims(&site), &rules);
-
-    println!("4. The client: {} requests, {lost} of them lost {:?}.", result.requests, result.lost);
-    println!("   why502:     {} incidents {:?}.\n", result.explained + result.false_incidents.len(), result.by_cause);
-    if let Some(one) = example(&said.incidents, &site) {
-        let block = block(&why502, &recording, &one.id)?;
-        println!("One of them in full (why502 explain):\n\n{block}\n");
+    println!("why502 watches the node's kernel. Nothing is changed in nginx, php or the pods for it.");
+    let (mut sums, mut good) = (Vec::new(), true);
+    for (n, story) in (1..).zip(acts()).filter(|(n, _)| args.act.is_none_or(|act| act == *n)) {
+        let (lost, explained, again) = play(n, &story, &watch)?;
+        good &= lost == explained && again == 0;
+        sums.push(format!(
+            "  {n}. {:<44} lost {lost:>3}, explained {explained:>3}; with the advice {again:>3}",
+            story.title
+        ));
     }
+    watch.stop()?;
+    println!("\n{}", sums.join("\n"));
     if let Some(kept) = &args.record {
-        println!("The recording is {}.", kept.display());
+        println!("\nThe recording is {}: why502 explain {} says the same again.", kept.display(), kept.display());
     }
+    Ok(good)
+}
+
+/// Lost, explained, lost with the advice applied.
+fn play(n: u8, story: &Story, watch: &Tracer) -> Result<(usize, usize, usize)> {
+    let paint = Paint { on: std::io::stdout().is_terminal() };
+    println!("\n{}\n{}", paint.bold(&format!("Act {n}: {}", story.title)), story.what);
+    let start = guard::boot_ns();
+    let (over, _) = story.plan.stage()?.play(&story.traffic)?;
+    let incidents = heard(watch, &over, start)?;
+    let rules = Rules { made: &[502], seen: over.site.started_scripts()?, allowed: &|_, _| Cause::ALL };
+    let result = ledger::compare(&over.requests, &claims(&incidents, &over.site), &rules);
+    let (lost, explained) = (result.lost_total(), result.explained);
+    let by: Vec<String> = result.by_cause.iter().map(|(cause, n)| format!("{cause} {n}")).collect();
+    println!("\n  client   {} requests, {lost} lost", result.requests);
+    println!("  why502   {explained} of them explained: {}", by.join(", "));
     for line in result.complaints() {
-        println!("   {line}");
+        println!("  {}", paint.red(&line));
     }
-    let equal = result.exact() && lost > 0 && result.truncated == 0;
-    println!(
-        "The client lost {lost}, why502 explained {}: {}",
-        result.explained,
-        if equal { "exact." } else { "DIFFERENT." }
-    );
-    if lost == 0 {
-        bail!("nothing was lost: the demo has nothing to show");
+    // The last one knows most of the stop.
+    let Some(example) = incidents.iter().rev().find(|i| i.cause == story.show) else {
+        bail!("no request was lost to {}: the act has nothing to show", story.show);
+    };
+    println!("\n{}", text::incident(example, paint).trim_end());
+
+    let mut all: Vec<Advice> = Vec::new();
+    incidents.iter().for_each(|i| advice::merge(&mut all, &i.advice));
+    drop(over);
+    let mut plan = story.plan.clone();
+    let rest = plan.apply(&all);
+    let kept = |a: &Advice| rest.contains(&a.id) || a.id == "grace-period" && a.value.is_none();
+    let done: Vec<String> = all.iter().filter(|a| !kept(a)).map(short).collect();
+    println!("\n  again, with {}", done.join(", "));
+    let start = guard::boot_ns();
+    let (over, _) = plan.stage()?.play(&story.traffic)?;
+    let unhappy = unhappy(&over);
+    let false_ones = heard(watch, &over, start)?.len();
+    ensure!(false_ones <= unhappy.len(), "{false_ones} incidents where nothing was lost");
+    for line in unhappy.iter().take(5) {
+        println!("  {}", paint.red(line));
     }
-    Ok(equal)
+    let sum = format!("lost {lost} -> {}", unhappy.len());
+    println!("  client   {} requests, {} lost: {}", over.requests.len(), unhappy.len(), paint.bold(&sum));
+    Ok((lost, explained, unhappy.len()))
 }
 
-fn pid(site: &Site) -> i32 {
-    site.nginx.container.pid()
+fn short(a: &Advice) -> String {
+    let value = a.value.map(|v| format!(" {v} {}", a.unit.as_deref().unwrap_or_default())).unwrap_or_default();
+    format!("{}{value}", a.id)
 }
 
-/// Behind the edge the client sees 502 for everything: php's own ledger narrows some of them down.
-fn allowed(_: &Request, started: bool) -> &'static [Cause] {
-    if started {
-        &[Cause::NginxFastShutdown]
-    } else {
-        &[Cause::NginxFastShutdown, Cause::NginxAcceptQueueDropped, Cause::EndpointRace, Cause::KeepaliveRaceOnShutdown]
-    }
+/// The incidents of a site that is over, as many as its client lost or as come in the time that a verdict may take.
+/// `since`: the numbers of its network namespaces may have been another site's before.
+fn heard(watch: &Tracer, over: &Over, since: u64) -> Result<Vec<Incident>> {
+    let lost = over.lost(&[502]);
+    let here = |i: &Incident| {
+        let ours = over.site.owns(i.server.ip, i.server.netns) || over.site.owns(i.requester.ip, i.server.netns);
+        ours && i.at_boot_ns >= since
+    };
+    let so_far = || watch.incidents().map(|all| all.into_iter().filter(here).collect::<Vec<_>>());
+    let start = Instant::now();
+    guard::wait("verdicts", VERDICTS * 2, || {
+        start.elapsed() >= VERDICTS || lost > 0 && so_far().is_ok_and(|all| all.len() >= lost)
+    })?;
+    so_far()
 }
 
-/// The one that says most: a request cut in flight rather than one refused later.
-fn example<'a>(incidents: &'a [Incident], site: &Site) -> Option<&'a Incident> {
-    let ours: Vec<&Incident> = incidents.iter().filter(|i| site.owns(i.server.ip, i.server.netns)).collect();
-    let cut = ours.iter().find(|i| i.cause == Cause::NginxFastShutdown);
-    cut.or(ours.first()).copied()
-}
-
-/// The incident's block of `why502 explain`: blocks are apart by empty lines, and each names its id.
-fn block(why502: &std::path::Path, recording: &std::path::Path, id: &str) -> Result<String> {
-    let color = if std::io::stdout().is_terminal() { "always" } else { "never" };
-    let text = tracer::explain(why502, recording, &["-o", "text", "--color", color])?;
-    let block = text.split("\n\n").find(|b| b.contains(id));
-    Ok(block.with_context(|| format!("the replay of the recording has no incident {id}"))?.to_string())
+fn acts() -> [Story; 5] {
+    let fpm = FpmConf { children: 24, process_control_timeout: 10, ..FpmConf::default() };
+    let quit = Stop { signal: SIGQUIT, ..Stop::default() };
+    // php-fpm is no trouble until the last act: a native sidecar, which is stopped after nginx.
+    let base = Plan {
+        site: SiteConf { fpm: Some(fpm.clone()), edge: Some(64), ..SiteConf::default() },
+        act: Act::Delete,
+        deletion: Deletion { propagation: Duration::from_millis(1000), ..Deletion::default() },
+        nginx: Stop::default(),
+        quit_hook: false,
+        fpm: Some(Stop { sidecar: true, ..quit.clone() }),
+    };
+    let traffic = Traffic { slow: 8, in_php: 8, slow_ms: 900, fast: 8, ..Traffic::default() };
+    let trouble = Some(Trouble { delay: Duration::from_millis(10), ..Trouble::default() });
+    let at_once = Deletion { propagation: Duration::from_millis(30), ..base.deletion };
+    [
+        Story {
+            title: "SIGTERM",
+            what: "The pod is deleted: SIGTERM to nginx. The balancer hears of it a second later.",
+            show: Cause::NginxFastShutdown,
+            plan: base.clone(),
+            traffic,
+        },
+        Story {
+            title: "SIGQUIT",
+            what: "The image has STOPSIGNAL SIGQUIT, and the balancer hears of the deletion almost at once; but the network takes its\n10 ms, and nginx closes idle connections to which the next request is on its way.",
+            show: Cause::KeepaliveRaceOnShutdown,
+            plan: Plan {
+                site: SiteConf { trouble, ..base.site.clone() },
+                deletion: at_once,
+                nginx: quit.clone(),
+                ..base.clone()
+            },
+            traffic: Traffic { slow: 0, in_php: 0, fast: 32, think: Duration::ZERO, answered: 1000, ..traffic },
+        },
+        Story {
+            title: "SIGQUIT with late connections",
+            what: "The same, and the balancer goes on sending for a second: nginx finishes what it has, but nobody listens any more.",
+            show: Cause::EndpointRace,
+            plan: Plan { nginx: quit.clone(), ..base.clone() },
+            traffic: Traffic { keep_alive: false, ..traffic },
+        },
+        Story {
+            title: "preStop `nginx -s quit`, then SIGTERM",
+            what: "The hook asks nginx to quit and is back at once: the SIGTERM that follows overrides the quit.",
+            show: Cause::QuitThenTerm,
+            plan: Plan { quit_hook: true, ..base.clone() },
+            traffic,
+        },
+        Story {
+            title: "php-fpm: SIGQUIT with timeout 0",
+            what: "nginx sleeps before it stops, as it should; php-fpm beside it is stopped at once, and\nprocess_control_timeout is 0, its default.",
+            show: Cause::FpmControlTimeoutZero,
+            plan: Plan {
+                site: SiteConf { fpm: Some(FpmConf { process_control_timeout: 0, ..fpm }), ..base.site.clone() },
+                nginx: Stop { pre_stop: Some(PreStop::Sleep(Duration::from_secs(2))), ..quit.clone() },
+                fpm: Some(quit),
+                ..base
+            },
+            traffic,
+        },
+    ]
 }

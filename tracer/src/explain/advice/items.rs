@@ -41,9 +41,7 @@ pub fn stopsignal() -> Advice {
 
 pub fn prestop_sleep(f: &Facts) -> Advice {
     let s = f.pre_stop();
-    let change = format!(
-        "exec: [\"/bin/sleep\", \"{s}\"]  (or preStop.sleep.seconds: {s} from Kubernetes 1.29; docker has no hooks)"
-    );
+    let change = format!("exec: [\"/bin/sleep\", \"{s}\"]  (or preStop.sleep.seconds: {s} from Kubernetes 1.29)");
     let why = format!(
         "nginx stays open until everybody has stopped sending to it; the seconds count against the grace period. {}",
         f.connections()
