@@ -242,15 +242,15 @@ fn a_queue_that_fills_while_php_fpm_stops() -> Result<()> {
         let fpm = FpmConf { children, backlog: Some(1), process_control_timeout: 10, ..FpmConf::default() };
         let site = Site::start(&on_unix(fpm))?;
         let watch = watch(&site)?;
-        let mut slow = load(&site, "/slow.php?ms=800", children as usize);
-        slow.more_paths = vec!["/slow.php?ms=1800".into()];
+        let mut slow = load(&site, "/slow.php?ms=2000", children as usize);
+        slow.more_paths = vec!["/slow.php?ms=4000".into()];
         (slow.max_attempts, slow.prefix) = (Some(children.into()), "slow".into());
         let loads = Loads { slow: Some(slow), in_php: children as usize, ..Loads::default() };
         let mut scene = Scene::start(site, &loads)?;
         scene.site.php_container().signal(SIGQUIT)?;
         let mut late = load(&scene.site, "/fast.php", 8);
         // Some while all children are busy, some when they are gone one after the other.
-        (late.max_attempts, late.refused_pause) = (Some(150), Duration::from_millis(150));
+        (late.max_attempts, late.refused_pause) = (Some(150), Duration::from_millis(300));
         scene.fast = Some(Load::start(Some(scene.site.client.path()), late)?);
         scene.refused()?;
         let over = scene.end()?;

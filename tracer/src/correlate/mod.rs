@@ -6,7 +6,7 @@ pub mod detect;
 pub mod history;
 pub mod lost;
 pub mod stops;
-pub mod unix;
+mod unix;
 
 use crate::explain::{self, View};
 use crate::identity::{Limits, Place, Table};

@@ -7,7 +7,7 @@
 
 use super::history::{History, sig};
 use super::lost::{Actor, Conn, Evidence, Lost, Thrown, errno};
-use crate::identity::{Role, Table};
+use crate::identity::{FoundBy, Role, Table};
 use crate::model::event::{BootNs, Event, EventId, ProcKey, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
 use std::collections::{BTreeMap, VecDeque};
@@ -98,7 +98,9 @@ impl Unix {
             return None;
         }
         let found = table.unix_server(&r.task, &r.path, full, host_netns, event.at);
-        if found.is_none() && !looks_like_php_fpm(&r.path) {
+        // nginx connects elsewhere as well: to a log, another server, nscd when it starts.
+        let known = found.is_some_and(|f| f.by != FoundBy::Neighbour);
+        if !known && !looks_like_php_fpm(&r.path) {
             return None;
         }
         let full_since = full.then(|| self.congested(found.map(|f| f.master), &r.path, event.at));
@@ -196,7 +198,7 @@ fn of_the_system(path: &str) -> bool {
 }
 
 /// A name is all that is left to go by.
-pub fn looks_like_php_fpm(path: &str) -> bool {
+fn looks_like_php_fpm(path: &str) -> bool {
     let path = path.to_ascii_lowercase();
     path.contains("php") || path.contains("fpm")
 }

@@ -7,7 +7,6 @@ use super::{Finding, View};
 use crate::correlate::answer::Clause;
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Evidence, Lost};
-use crate::correlate::unix::looks_like_php_fpm;
 use crate::identity::FoundBy;
 use crate::model::incident::{self, Cause, Level, Missing};
 use crate::model::input::{HookState, HookStatus, Started};
@@ -113,18 +112,17 @@ fn whose_socket(finding: &mut Finding, lost: &Lost) {
             effect: "on a unix socket it is not known whether the answer had begun: a cut one looks like none".into(),
         });
     }
-    let Evidence::UnixRefused { what, found, .. } = &lost.evidence else { return };
+    let Evidence::UnixRefused { found, .. } = &lost.evidence else { return };
     match found {
         Some(FoundBy::Path) => {}
         Some(FoundBy::FileName) => {
             finding.confidence.cap(0.9, "php-fpm is known to have served a path of the same file name only");
         }
-        Some(FoundBy::Neighbour) if looks_like_php_fpm(&what.path) => {
+        Some(FoundBy::Neighbour) => {
             finding
                 .confidence
                 .cap(0.9, "that this php-fpm served the path is known only from being the only one there");
         }
-        Some(FoundBy::Neighbour) => finding.confidence.cap(0.65, "nothing says that this path is php-fpm's"),
         None => {
             finding.confidence.cap(0.6, "which php-fpm, if any, serves this path is not known");
             finding.missing.push(Missing {

@@ -283,11 +283,16 @@ fn who_connects_and_why_it_fails_decide_what_is_judged() {
     for t in [curl, liar] {
         node.event(200 * S, EventKind::UnixRefused(UnixRefused { error: 2, path: PATH.into(), task: t }));
     }
-    // EACCES, and a socket that is no php-fpm's.
+    // EACCES.
     node.event(200 * S, refused(13));
-    let elsewhere = UnixRefused { error: 2, path: "/run/app.sock".into(), task: task() };
-    node.event(200 * S, EventKind::UnixRefused(elsewhere));
     assert_eq!(causes(&node.said(true)), []);
+    // What nginx asks when it starts, whether or not a path of php-fpm is known.
+    for scanned in [true, false] {
+        let mut node = pod(scanned);
+        let nscd = UnixRefused { error: 2, path: "/var/run/nscd/socket".into(), task: master() };
+        node.event(200 * S, EventKind::UnixRefused(nscd));
+        assert_eq!(causes(&node.said(true)), []);
+    }
 }
 
 #[test]
