@@ -10,6 +10,8 @@ pub struct Facts {
     pub stop_signal: Option<At<u32>>,
     pub entrypoint: Option<Vec<String>>,
     pub cmd: Option<Vec<String>>,
+    /// Made from the official nginx or php image: both leave their version in the environment.
+    pub official: bool,
     pub at: Option<Place>,
 }
 
@@ -40,7 +42,16 @@ impl Facts {
                 Some(At::new(signal_number(signal).ok_or_else(wrong)?, at.clone()))
             }
         };
-        Ok(Facts { stop_signal, entrypoint: words(config, "Entrypoint"), cmd: words(config, "Cmd"), at: Some(at) })
+        let official = words(config, "Env").is_some_and(|env| {
+            env.iter().any(|entry| entry.starts_with("NGINX_VERSION=") || entry.starts_with("PHP_VERSION="))
+        });
+        Ok(Facts {
+            official,
+            stop_signal,
+            entrypoint: words(config, "Entrypoint"),
+            cmd: words(config, "Cmd"),
+            at: Some(at),
+        })
     }
 }
 

@@ -1,8 +1,10 @@
 //! supervisord's configuration: what it stops, in which order, and how.
 
+use super::command::{self, Server, Surroundings};
 use super::files::{File, Files, beside};
 use super::ini::{Entry, Flavour, Line, lines};
 use super::place::{At, Place, Trouble};
+use super::shell::{self, Sh};
 use crate::sinks::names::signal_number;
 
 /// supervisor/options.py
@@ -31,6 +33,14 @@ pub struct Program {
 }
 
 impl Program {
+    /// The servers that its command starts.
+    pub fn servers(&self) -> Vec<Server> {
+        // supervisord splits its commands as a shell does.
+        let words = shell::commands(&self.command).into_iter().next().map(|first| first.words).unwrap_or_default();
+        let around = Surroundings { sh: Sh::Unknown, scripts: Vec::new(), official: false };
+        command::start(&words, &around).servers
+    }
+
     /// `supervisord` stops the last in this order first, and waits for it (`ordered_stop_groups_phase_1()`).
     fn order(&self) -> (i64, &str) {
         (self.group_priority.value, &self.group)
@@ -48,6 +58,11 @@ impl Program {
 }
 
 impl Facts {
+    /// The program that runs a server.
+    pub fn program(&self, server: Server) -> Option<&Program> {
+        self.programs.iter().find(|program| program.servers().contains(&server))
+    }
+
     pub fn read(file: &File, files: &dyn Files) -> Result<Facts, Trouble> {
         let mut reader = Reader::default();
         let includes = reader.file(file)?;
@@ -126,6 +141,11 @@ impl Reader {
     fn entry(&mut self, entry: &Entry, at: Place) -> Result<(), Trouble> {
         let value = entry.value.trim();
         let Some((kind, name)) = entry.section.split_once(':') else { return Ok(()) };
+        if value.contains("%(") && entry.key != "command" {
+            // Filled in from the environment: not known here.
+            self.facts.missing.push(format!("{} of {at}", entry.key));
+            return Ok(());
+        }
         let wrong = |what: &str| Trouble::new(at.clone(), format!("{} {value:?} is not {what}", entry.key));
         match kind {
             "program" | "fcgi-program" => {

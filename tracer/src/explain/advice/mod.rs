@@ -13,7 +13,7 @@ use crate::model::incident::{Advice, Cause};
 use items as item;
 
 /// A preStop sleep is never shorter: endpoints are removed within seconds, but not at once.
-const LEAST_PRESTOP_S: u64 = 5;
+pub const LEAST_PRESTOP_S: u64 = 5;
 /// Added to the last connection that came too late.
 const PRESTOP_MARGIN_S: u64 = 1;
 /// Who still comes after this time does not wait for endpoints to be removed: more sleep would not help.
@@ -34,6 +34,8 @@ pub struct Facts {
     /// Requests that were in flight at the signal and answered, and the last of them in ms after it.
     pub answered: u64,
     pub answered_ms: Option<u64>,
+    /// How long the longest request takes, in ms, where the user has said it.
+    pub known_ms: Option<u64>,
     /// Connections that came after the listener's close, in ms after it.
     pub late: Range,
     /// What the pod's preStop hook sleeps already.
@@ -78,6 +80,9 @@ impl Facts {
     /// The longest request that was seen.
     fn longest(&self) -> Option<Longest> {
         let whole = |ms: u64| ms.div_ceil(1000).max(1);
+        if let Some(ms) = self.known_ms {
+            return Some(Longest { seconds: whole(ms), cut: false });
+        }
         let cut = (self.cut.n > 0).then(|| whole(self.cut.max));
         match (cut, self.answered_ms.map(whole)) {
             (Some(cut), Some(answered)) if answered >= 2 * cut => Some(Longest { seconds: answered, cut: false }),
@@ -88,6 +93,9 @@ impl Facts {
 
     /// The requests that [`longest`](Self::longest) is of.
     fn requests(&self) -> String {
+        if self.known_ms.is_some() {
+            return "the length of the longest request is as it was given".into();
+        }
         let mut parts = Vec::new();
         if self.cut.n > 0 {
             parts.push(format!("n={} cut when {} s old", self.cut.n, seconds(self.cut)));

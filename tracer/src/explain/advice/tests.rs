@@ -30,6 +30,7 @@ fn shapes() -> Vec<Facts> {
                     late: range(&[300, 1400][..if fast { 2 } else { 0 }]),
                     pre_stop_s: 0,
                     timeout_s: 10,
+                    known_ms: None,
                 });
             }
         }
