@@ -394,6 +394,31 @@ pub struct PortKey {
     pub port: u32,
 }
 
+/// The first stop signal of a cgroup (value of the STOPPING map, by v2 cgroup id).
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Stopping {
+    /// ns of CLOCK_BOOTTIME.
+    pub at: u64,
+    pub jiffies: u64,
+}
+
+/// What one CPU saw of a cgroup since its first stop signal (value of the STOP_COUNTS map). Times are ns of
+/// CLOCK_BOOTTIME, 0: none.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct StopCounts {
+    /// [`Stopping::at`] of the stop that is counted: another one's counts begin at 0.
+    pub signal: u64,
+    /// Server-side connections established since.
+    pub accepted: u64,
+    pub last_accept: u64,
+    /// Server-side connections whose last data came before the signal and whose answer was sent after it.
+    pub answered: u64,
+    /// When the last of these answers was sent, to a tick.
+    pub last_answered: u64,
+}
+
 /// Indexes of the COUNTERS per-CPU array: `hook * counter::PER_HOOK + counter`.
 pub mod counter {
     pub const PER_HOOK: u32 = 8;
@@ -436,6 +461,8 @@ layout! {
     TcpNotice = 16 + 32 + 40 + 8, 8;
     OomVictim = 16 + 72, 8;
     PortKey = 8, 4;
+    Stopping = 16, 8;
+    StopCounts = 40, 8;
     UnixDropped = 16 + 72 + 32 + 8 + 8 + 112, 8;
     UnixRefused = 16 + 72 + 8 + 112, 8;
 }

@@ -20,6 +20,8 @@ mod kernel;
 mod maps;
 #[cfg(target_arch = "bpf")]
 mod probes;
+#[cfg(target_arch = "bpf")]
+mod stops;
 
 #[cfg(target_arch = "bpf")]
 #[unsafe(link_section = "license")]

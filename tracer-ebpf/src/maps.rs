@@ -2,9 +2,9 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
 use why502_ebpf::names::HOOKS;
-use why502_ebpf::{Digest, PortKey, Tuple, counter};
+use why502_ebpf::{Digest, PortKey, StopCounts, Stopping, Tuple, counter};
 
 /// Userspace may override the sizes before load.
 #[map]
@@ -21,6 +21,18 @@ pub static LISTENERS: LruHashMap<PortKey, u64> = LruHashMap::with_max_entries(16
 
 #[map]
 pub static DIGESTS: LruHashMap<Tuple, Digest> = LruHashMap::with_max_entries(65_536, 0);
+
+/// cgroups that were told to stop.
+#[map]
+pub static STOPPING: LruHashMap<u64, Stopping> = LruHashMap::with_max_entries(1024, 0);
+
+/// What they did since. A CPU each: BPF in Rust has no atomic addition.
+#[map]
+pub static STOP_COUNTS: LruPerCpuHashMap<u64, StopCounts> = LruPerCpuHashMap::with_max_entries(1024, 0);
+
+/// One slot: 1 once STOPPING has had an entry.
+#[map]
+pub static STOPS_SEEN: Array<u64> = Array::with_max_entries(1, 0);
 
 /// Processes ([`crate::kernel::task::process`]) whose end was reported.
 #[map]

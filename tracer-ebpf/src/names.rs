@@ -53,6 +53,10 @@ pub const MAP_SKIP: &str = "SKIP_CGROUPS";
 pub const MAP_LISTENERS: &str = "LISTENERS";
 /// [`crate::Tuple`] → [`crate::Digest`].
 pub const MAP_DIGESTS: &str = "DIGESTS";
+/// v2 cgroup id → [`crate::Stopping`].
+pub const MAP_STOPPING: &str = "STOPPING";
+/// v2 cgroup id → [`crate::StopCounts`] of each CPU.
+pub const MAP_STOP_COUNTS: &str = "STOP_COUNTS";
 
 /// Mixed into socket ids (u64).
 pub const SK_SALT: &str = "SK_SALT";

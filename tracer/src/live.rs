@@ -1,14 +1,16 @@
 //! The live source: attaches the probes, scans what was there before them, and gives the one input sequence.
 //!
 //! Order: `Started`, `Clock`, the cgroups, processes and listeners (TCP and AF_UNIX) of the start-up scan, `Ready`; then per batch: losses,
-//! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds and when the wall clock was set, and a `Tick` up to which all events
-//! were fed. Attach first, then scan: what happens in between is in the ring and follows after `Ready`, with its time.
+//! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds and when the wall clock was set,
+//! `StopCounters` that changed, and a `Tick` up to which all events were fed. Attach first, then scan: what happens in
+//! between is in the ring and follows after `Ready`, with its time.
 
 mod check;
 mod facts;
 mod filter;
-mod unix_connect;
 mod fpm;
+mod stop_counters;
+mod unix_connect;
 
 use crate::kernel::fields::{self, FieldError, Globals};
 use crate::kernel::host::{Host, Mounts, Rights};
@@ -17,7 +19,7 @@ use crate::model::event::{Event, EventKind};
 use crate::model::input::{Degraded, LossFact, Started};
 use crate::model::{BootNs, EventId, Input};
 use crate::probes::load::{LoadError, Probes, Settings};
-use crate::probes::tables::{Listeners, Skip, TableError};
+use crate::probes::tables::{Listeners, Skip, Stops, TableError};
 use crate::ring::counters::{Counters, HookTotals};
 use crate::ring::drain::{Batch, Drain};
 use crate::sources::{cgroups, procfs};
@@ -125,6 +127,8 @@ pub struct Live {
     /// Keeps the map that the probes look ports up in.
     _listeners: Listeners,
     skip: Skip,
+    stops: Stops,
+    stopping: stop_counters::Watch,
     filter: filter::Filter,
     resolver: cgroups::Resolver,
     seen: facts::Seen,
@@ -165,6 +169,7 @@ impl Live {
         let mut probes = load(&options, &globals, rights)?;
         let (ring, counters) = (probes.ring()?, probes.counters()?);
         let (mut listeners, mut skip) = (probes.listeners()?, probes.skip()?);
+        let stops = probes.stops()?;
 
         let started = clock::boot_ns();
         probes.attach()?;
@@ -231,6 +236,8 @@ impl Live {
             drain,
             _listeners: listeners,
             skip,
+            stops,
+            stopping: stop_counters::Watch::default(),
             filter,
             resolver,
             seen,
@@ -294,6 +301,7 @@ impl Live {
         let batch = self.drain.last();
         self.last_counters = 0;
         self.last_recursion = 0;
+        self.stopping.hurry();
         let at = batch.watermark;
         out.extend(self.assemble(batch));
         out.push(Input::Stopped { at });
@@ -337,6 +345,7 @@ impl Live {
         }
         if counters_due {
             out.extend(self.clocks.due(clock::sample()));
+            out.extend(self.stop_counters(now));
         }
         if now.saturating_sub(self.last_filter) >= REFILTER {
             self.last_filter = now;
@@ -366,6 +375,16 @@ impl Live {
         }
     }
 
+    fn stop_counters(&mut self, now: BootNs) -> Vec<Input> {
+        match self.stopping.due(now, |cgroup| self.stops.read(cgroup, now)) {
+            Ok(changed) => changed.into_iter().map(Input::StopCounters).collect(),
+            Err(e) => {
+                self.warn(format!("what stopping containers still do cannot be read: {e}"));
+                Vec::new()
+            }
+        }
+    }
+
     /// An event with its id, after the cgroups that it is the first to name.
     fn give(&mut self, mut event: Event, now: BootNs, out: &mut Vec<Input>) {
         if self.own.made(&event) {
@@ -378,6 +397,7 @@ impl Live {
             }
         }
         self.fresh_fpm.observe(&event);
+        self.stopping.observe(&event);
         if let EventKind::TcpState(s) = &event.kind {
             self.hz.add(event.at, s.jiffies);
         }

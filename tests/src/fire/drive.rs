@@ -1,13 +1,19 @@
 //! Starts why502, fires, stops it, and compares.
 
 use super::check::{self, Report};
-use super::manifest::Kernel;
+use super::manifest::{self, Kernel};
 use anyhow::{Context, Result, bail};
 use nix::libc;
+use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use why502::model::Input;
+use why502::model::input::StopCounters;
+use why502::sinks::recording::Reader;
 
 /// Until why502 must be attached, and until it must have ended after SIGINT.
 const LIMIT: Duration = Duration::from_secs(90);
@@ -24,30 +30,56 @@ const SYSCALLS: &str = "syscalls";
 pub fn run(why502: &Path, out: &Path, functions: bool) -> Result<Report> {
     fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let mut report = Report::default();
-    let tracer = Tracer::start(why502, out, "", FUNCTION)?;
+    let trace = |prefix: &str, unix_connect: &str| {
+        let args = ["trace", "-o", "json", "--all-signals", "--unix-connect", unix_connect];
+        Tracer::start(Command::new(why502).args(args), out, prefix)
+    };
+    let tracer = trace("", FUNCTION)?;
     let traced = !tracer.said().contains("no-unix-connect");
     report.that("functions are traced on this kernel", traced || !functions, || tracer.said());
     if traced {
         under_fire(tracer, out, "", super::fire, &mut report)?;
         // What other kernels would use.
-        let tracer = Tracer::start(why502, out, "syscalls.", SYSCALLS)?;
-        under_fire(tracer, out, "syscalls.", super::fire_connects, &mut report)?;
+        under_fire(trace("syscalls.", SYSCALLS)?, out, "syscalls.", super::fire_connects, &mut report)?;
     } else {
         drop(tracer);
-        under_fire(Tracer::start(why502, out, "", SYSCALLS)?, out, "", super::fire, &mut report)?;
+        under_fire(trace("", SYSCALLS)?, out, "", super::fire, &mut report)?;
     }
+    let recording = out.join("stops.rec");
+    let tracer = Tracer::start(Command::new(why502).args(["record", "-o"]).arg(&recording), out, "stops.")?;
+    let manifest = fired(tracer, out, "stops.", super::fire_stops, &mut report)?;
+    report.add(check::compare(&manifest::read(&manifest)?, &stop_counters(&recording)?)?);
     Ok(report)
 }
 
-/// Fires, stops the tracer, compares.
-fn under_fire(
-    mut tracer: Tracer,
-    out: &Path,
-    prefix: &str,
-    fire: impl FnOnce(&Path, &Path) -> Result<()>,
-    report: &mut Report,
-) -> Result<()> {
-    let (events, manifest) = files(out, prefix);
+/// The last counters of each cgroup in a recording.
+fn stop_counters(recording: &Path) -> Result<Vec<Value>> {
+    let mut last = BTreeMap::new();
+    for input in Reader::new(BufReader::new(File::open(recording)?))? {
+        if let Input::StopCounters(counters) = input? {
+            last.insert(counters.cgroup, counters);
+        }
+    }
+    let value = |c: StopCounters| {
+        let mut value = serde_json::to_value(c)?;
+        value["kind"] = "stop-counters".into();
+        Ok(value)
+    };
+    last.into_values().map(value).collect()
+}
+
+/// Fires, stops the tracer, compares events.
+fn under_fire(tracer: Tracer, out: &Path, prefix: &str, fire: Fires, report: &mut Report) -> Result<()> {
+    let manifest = fired(tracer, out, prefix, fire, report)?;
+    report.add(check::files(&manifest, &files(out, prefix).0)?);
+    Ok(())
+}
+
+type Fires = fn(&Path, &Path) -> Result<()>;
+
+/// Fires and stops the tracer; gives the manifest.
+fn fired(mut tracer: Tracer, out: &Path, prefix: &str, fire: Fires, report: &mut Report) -> Result<PathBuf> {
+    let (_, manifest) = files(out, prefix);
     let dir = out.join("programs");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir)?;
@@ -56,7 +88,6 @@ fn under_fire(
     let _ = fs::remove_dir_all(&dir);
     let status = tracer.stop()?;
     fired.context("fire")?;
-    report.add(check::files(&manifest, &events)?);
     let said = tracer.said();
     report.that("why502 ends well", status.success(), || format!("{status}: {said}"));
     if !Kernel::running()?.reset_reasons {
@@ -64,7 +95,7 @@ fn under_fire(
             format!("no `no-reply-resets` in {said:?}")
         });
     }
-    Ok(())
+    Ok(manifest)
 }
 
 /// Events and manifest of a run.
@@ -79,16 +110,15 @@ struct Tracer {
 }
 
 impl Tracer {
-    fn start(why502: &Path, out: &Path, prefix: &str, unix_connect: &str) -> Result<Self> {
+    fn start(why502: &mut Command, out: &Path, prefix: &str) -> Result<Self> {
         let stderr = &out.join(format!("{prefix}why502.err"));
         let (events, _) = files(out, prefix);
-        let child = Command::new(why502)
-            .args(["trace", "-o", "json", "--all-signals", "--unix-connect", unix_connect])
+        let child = why502
             .stdin(Stdio::null())
             .stdout(File::create(events)?)
             .stderr(File::create(stderr)?)
             .spawn()
-            .with_context(|| why502.display().to_string())?;
+            .with_context(|| format!("{why502:?}"))?;
         let mut it = Self { child, stderr: stderr.to_owned() };
         let end = Instant::now() + LIMIT;
         while !it.said().lines().any(|l| l == "ready") {

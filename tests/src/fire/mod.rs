@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! drive      starts why502, waits for `ready`, fires, stops it, checks
-//! signals, processes, namespaces, tcp, unix, oom, flood   what is done
+//! signals, processes, namespaces, tcp, unix, oom, flood, stops   what is done
 //! manifest   one line for each record that must (or must not) be there
 //! check      manifest against the events that why502 printed
 //! facts      what /proc and stat(2) say of a task: the truth that a record is compared with
@@ -21,6 +21,7 @@ mod oom;
 mod processes;
 mod signals;
 mod sock;
+mod stops;
 mod tcp;
 mod unix;
 
@@ -79,6 +80,14 @@ pub fn fire(manifest: &Path, dir: &Path) -> Result<()> {
 /// As [`fire`].
 pub fn fire_connects(manifest: &Path, dir: &Path) -> Result<()> {
     perform(manifest, dir, &[("unix connects", unix::connects)])
+}
+
+/// Only stops of a server.
+///
+/// # Errors
+/// As [`fire`].
+pub fn fire_stops(manifest: &Path, dir: &Path) -> Result<()> {
+    perform(manifest, dir, &[("stops", stops::fire)])
 }
 
 fn perform(manifest: &Path, dir: &Path, all: &[(&str, Case)]) -> Result<()> {

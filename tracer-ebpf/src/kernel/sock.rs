@@ -11,6 +11,7 @@ use why502_ebpf::fields::globals as f;
 pub mod state {
     pub const ESTABLISHED: u8 = 1;
     pub const SYN_SENT: u8 = 2;
+    pub const SYN_RECV: u8 = 3;
     pub const FIN_WAIT1: u8 = 4;
     pub const TIME_WAIT: u8 = 6;
     pub const CLOSE: u8 = 7;

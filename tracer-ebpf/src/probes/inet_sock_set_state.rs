@@ -2,12 +2,14 @@
 //!
 //! Listeners that open and close, and the first transition out of ESTABLISHED: there the socket still tells which side
 //! spoke last. Runs a few times per connection on the whole node, so it returns early: answered connections are only
-//! counted, and a connection that the server side closed first leaves a digest for a reset that may come later.
+//! counted, and a connection that the server side closed first leaves a digest for a reset that may come later. Once a
+//! container was told to stop, connections that are established are looked at as well (`stops`).
 
 use crate::emit::{count, emit};
 use crate::kernel::sock::{self, TcpInfo, state};
 use crate::kernel::{arg, task};
 use crate::maps::{self, DIGESTS, LISTENERS};
+use crate::stops;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -31,6 +33,12 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     let listener = new == state::LISTEN || (old == state::LISTEN && new == state::CLOSE);
     let closing =
         old == state::ESTABLISHED && (new == state::FIN_WAIT1 || new == state::CLOSE || new == state::CLOSE_WAIT);
+    if old == state::SYN_RECV && new == state::ESTABLISHED && stops::any() {
+        if let Some(sk) = arg::pointer(ctx, 0) {
+            stops::accepted(sock::cgroup_id(sk));
+        }
+        return count(HOOK, counter::UNINTERESTING);
+    }
     if !listener && !closing {
         return count(HOOK, counter::UNINTERESTING);
     }
@@ -106,6 +114,9 @@ unsafe fn connection_closing(
         }
     }
     if !report {
+        if server && stops::any() {
+            stops::answered(cgroup, info);
+        }
         return count(HOOK, counter::ANSWERED);
     }
     let side = if server { side::SERVER } else { side::CLIENT };

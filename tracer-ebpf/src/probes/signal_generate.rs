@@ -6,6 +6,7 @@
 use crate::emit::{count, emit};
 use crate::kernel::{arg, siginfo, task};
 use crate::maps;
+use crate::stops;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use why502_ebpf::names::hook::SIGNAL_GENERATE as HOOK;
@@ -28,9 +29,12 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     let Some(target) = arg::pointer(ctx, 2) else {
         return count(HOOK, counter::BAD_ARG);
     };
-    if maps::skipped(crate::kernel::cgroup::of_task::<crate::kernel::mem::Typed>(target)) {
+    let cgroup = crate::kernel::cgroup::of_task::<crate::kernel::mem::Typed>(target);
+    if maps::skipped(cgroup) {
         return count(HOOK, counter::SKIPPED);
     }
+    let result = arg::raw(ctx, 4) as u32;
+    stops::signalled(HOOK, target, cgroup, sig, result);
     let (info, code, si_pid) = siginfo::read(ctx, 1);
     dev_log!(ctx, "signal {} info {} code {}", sig, info, code);
     emit::<SignalGenerate>(HOOK, kind::SIGNAL_GENERATE, |p| {
@@ -39,7 +43,7 @@ unsafe fn run(ctx: &BtfTracePointContext) {
         put!(p, si_pid = si_pid);
         put!(p, info = info);
         put!(p, group = arg::raw(ctx, 3) as u32);
-        put!(p, result = arg::raw(ctx, 4) as u32);
+        put!(p, result = result);
         task::write_current(core::ptr::addr_of_mut!((*p).sender))
             | task::write(core::ptr::addr_of_mut!((*p).target), target)
     });

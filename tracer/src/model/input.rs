@@ -149,8 +149,8 @@ pub enum Hierarchy {
 }
 
 /// What the kernel side counted for a cgroup since its first stop signal (TERM, QUIT or INT to a thread group leader, from
-/// another process that is not its parent): connections that ended with their answer sent are not events. Given when it
-/// changed.
+/// another process that is not its parent in the same cgroup): connections that ended with their answer sent are not
+/// events. Given when it changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StopCounters {
     /// When it was read: what came later is not in it.
@@ -162,8 +162,8 @@ pub struct StopCounters {
     /// Server-side connections that were established after the signal, and the last of them.
     pub accepted_after: u64,
     pub last_accept: Option<BootNs>,
-    /// Server-side connections whose last request had come before the signal and was answered after it, and the close of
-    /// the last of them.
+    /// Server-side connections that are closed since, whose last request had come before the signal and was answered after
+    /// it; and when the last of these answers was sent, to a tick (1 to 10 ms).
     pub answered_after: u64,
     pub last_answered: Option<BootNs>,
 }

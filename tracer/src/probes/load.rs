@@ -2,7 +2,7 @@
 //! descriptor of this process: however it ends, the kernel detaches all of it.
 
 use super::plan::{PLAN, Row};
-use super::tables::{Listeners, Skip};
+use super::tables::{Listeners, Skip, Stops};
 use crate::kernel::fields::Globals;
 use crate::kernel::host::Rights;
 use crate::model::input::{HookState, HookStatus};
@@ -172,6 +172,12 @@ impl Probes {
     /// Takes the map of ports; only once.
     pub fn listeners(&mut self) -> Result<Listeners, LoadError> {
         take::<HashMap<MapData, [u32; 2], u64>>(&mut self.ebpf, names::MAP_LISTENERS).map(Listeners)
+    }
+
+    /// Takes the maps of cgroups that were told to stop; only once.
+    pub fn stops(&mut self) -> Result<Stops, LoadError> {
+        let stopping = take(&mut self.ebpf, names::MAP_STOPPING)?;
+        Ok(Stops { stopping, counts: take(&mut self.ebpf, names::MAP_STOP_COUNTS)? })
     }
 
     /// Takes the map of cgroups to leave out; only once.
