@@ -3,6 +3,7 @@
 use super::judge::{Judge, is_blamed};
 use super::output::OutputArgs;
 use super::say;
+use super::specs::SpecArgs;
 use super::summary::Summary;
 use crate::model::Input;
 use crate::sinks::recording::{self, ReadError};
@@ -31,6 +32,8 @@ pub(super) struct Args {
     /// Also print what is not the server's doing: client aborts, edge timeouts, resets by the requester
     #[arg(long)]
     all: bool,
+    #[command(flatten)]
+    specs: SpecArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -62,6 +65,7 @@ fn explain(path: &Path, args: &Args, paint: Paint, to: &mut impl Write) -> anyho
     };
     let mut judge = Judge::new();
     let mut summary = Summary::default();
+    let mut specs = args.specs.read()?;
     let mut print = |judge: &mut Judge, input: &Input| -> anyhow::Result<()> {
         summary.input(input);
         for output in judge.feed(input) {
@@ -80,6 +84,9 @@ fn explain(path: &Path, args: &Args, paint: Paint, to: &mut impl Write) -> anyho
                 read += 1;
                 last = last.max(recording::time_of(&input));
                 print(&mut judge, &input)?;
+                for more in specs.after(&input) {
+                    print(&mut judge, &more)?;
+                }
             }
             Err(err) => problem = Some(err),
         }

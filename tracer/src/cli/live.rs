@@ -2,6 +2,7 @@
 //! and an orderly end.
 
 use super::say;
+use super::specs::Specs;
 use super::summary::Summary;
 use crate::live::{Live, Options, UnixConnect};
 use crate::model::Input;
@@ -22,6 +23,7 @@ pub(super) struct Wish {
     /// End by itself after this time.
     pub(super) duration: Option<Duration>,
     pub(super) unix_connect: UnixConnect,
+    pub(super) specs: Specs,
 }
 
 /// Whether to go on.
@@ -44,7 +46,7 @@ pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> any
 async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
-    let Wish { all_signals, unix_connect, .. } = wish;
+    let Wish { all_signals, unix_connect, duration, mut specs } = wish;
     let options = Options { all_signals, unix_connect, ..Options::default() };
     let mut live = tokio::select! {
         biased;
@@ -55,12 +57,16 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
     let mut summary = Summary::default();
     let mut feed = |input: &Input, summary: &mut Summary| {
         summary.input(input);
-        let next = each(input, View { summary, reset_reasons: &reset_reasons });
+        let mut next = each(input, View { summary: &mut *summary, reset_reasons: &reset_reasons });
+        for more in specs.after(input) {
+            let view = View { summary: &mut *summary, reset_reasons: &reset_reasons };
+            next = next.and_then(|_| each(&more, view));
+        }
         // After the command: at `ready` a recording is on the disk.
         announce(input);
         next
     };
-    let end = tokio::time::sleep(wish.duration.unwrap_or_default());
+    let end = tokio::time::sleep(duration.unwrap_or_default());
     tokio::pin!(end);
     let mut result = Ok(());
     'all: loop {
@@ -68,7 +74,7 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
             // The end wins over a source that always has something.
             biased;
             () = stop.wait() => break,
-            () = &mut end, if wish.duration.is_some() => break,
+            () = &mut end, if duration.is_some() => break,
             batch = live.next_batch() => batch,
         };
         live.take_warnings().iter().for_each(say);

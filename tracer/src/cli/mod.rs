@@ -8,6 +8,7 @@ mod judge;
 mod live;
 mod output;
 mod record;
+mod specs;
 mod summary;
 mod trace;
 mod watch;

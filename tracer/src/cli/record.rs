@@ -2,6 +2,7 @@
 
 use super::live::{self, Wish};
 use super::say;
+use super::specs::SpecArgs;
 use crate::live::UnixConnect;
 use crate::model::Input;
 use crate::sinks::recording::Writer;
@@ -35,6 +36,8 @@ pub(super) struct Args {
     /// How failed connects to unix sockets are seen
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
+    #[command(flatten)]
+    specs: SpecArgs,
     /// All signals, not only those that end a process or tell a server to stop
     #[arg(long)]
     all_signals: bool,
@@ -43,8 +46,9 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Before the file is replaced.
     super::host::refuse()?;
+    let specs = args.specs.read()?;
     let mut recording = RecordingFile::create(&args.output)?;
-    let wish = Wish { all_signals: args.all_signals, duration: args.duration, unix_connect: args.unix_connect };
+    let wish = Wish { all_signals: args.all_signals, duration: args.duration, unix_connect: args.unix_connect, specs };
     let summary = live::run(wish, |input, _| {
         recording.write(input);
         // Without its file this command has nothing left to do.

@@ -82,7 +82,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut tracer = Tracer::new(&args, paint);
-    let wish = Wish { all_signals: args.all_signals, duration: args.duration, unix_connect: args.unix_connect };
+    let wish = Wish {
+        all_signals: args.all_signals,
+        duration: args.duration,
+        unix_connect: args.unix_connect,
+        ..Wish::default()
+    };
     let mut summary = live::run(wish, |input, view| {
         if let Some(line) = tracer.input(input, &view)? {
             lines.push(line);

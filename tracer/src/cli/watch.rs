@@ -4,6 +4,7 @@ use super::judge::{Judge, is_blamed};
 use super::live::{self, Wish};
 use super::output::OutputArgs;
 use super::record::RecordingFile;
+use super::specs::SpecArgs;
 use crate::live::UnixConnect;
 use crate::sinks::queue::{self, Queue};
 use anyhow::Context;
@@ -17,6 +18,7 @@ Examples:
   why502 watch
   why502 watch -o json | jq -r '[.at, .cause, .summary] | @tsv'
   why502 watch --record today.rec       also keep the inputs, for `why502 explain`
+  why502 watch --pod-spec deploy.yaml   with the preStop hook and the grace period known
 
 It prints `ready` on stderr once every lost request is seen. Ctrl-C ends it with a summary.";
 
@@ -40,16 +42,19 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
     #[command(flatten)]
+    specs: SpecArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
+    let specs = args.specs.read()?;
     let mut recording = args.record.as_deref().map(RecordingFile::create).transpose()?;
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
-    let wish = Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect };
+    let wish = Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect, specs };
     let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {
             recording.write(input);

@@ -2,7 +2,7 @@
 //! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
 
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, Tuple};
-use crate::model::input::LossKind;
+use crate::model::input::{LossKind, SpecFact};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
@@ -10,6 +10,8 @@ pub const KEEP_NS: u64 = 120_000_000_000;
 const MAX_ENTRIES: usize = 65_536;
 /// Signals kept per target: the first ones and the last ones of a flood.
 const MAX_SIGNALS: usize = 64;
+/// Containers of pod specs.
+const MAX_SPECS: usize = 4_096;
 /// Targets whose signals are kept.
 const MAX_TARGETS: usize = 4_096;
 
@@ -87,6 +89,15 @@ pub struct ExitFact {
     pub task: Task,
 }
 
+/// A connection that a proxy closed, from its end.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub event: EventId,
+    pub at: BootNs,
+    pub tuple: Tuple,
+    pub task: Task,
+}
+
 /// A loss of records, by hook.
 #[derive(Clone, Debug)]
 pub struct LossWindow {
@@ -159,6 +170,9 @@ pub struct History {
     oom: VecDeque<(BootNs, u32)>,
     /// The pod whose processes were last seen in a network namespace, and since when.
     netns_pods: BTreeMap<u32, (BootNs, String)>,
+    specs: Vec<SpecFact>,
+    /// The last connection of each nginx to a server of its own network namespace.
+    upstreams: Recent<ProcKey, Upstream>,
     evicted: u64,
 }
 
@@ -203,6 +217,15 @@ impl History {
     /// The requesting end of a connection closed it while waiting; `ends` as the server sees them.
     pub fn requester_gave_up(&mut self, event: EventId, at: BootNs, tuple: &Tuple, task: &Task) {
         self.evicted += self.gave_up.insert(at, tuple.flipped(), (event, task.clone(), tuple.netns));
+    }
+
+    /// The nginx of this master had a connection to a server of its own network namespace.
+    pub fn upstream(&mut self, master: ProcKey, upstream: Upstream) {
+        self.evicted += self.upstreams.insert(upstream.at, master, upstream);
+    }
+
+    pub fn upstream_of(&self, master: &ProcKey) -> Option<&Upstream> {
+        self.upstreams.get(master).map(|(_, upstream)| upstream)
     }
 
     pub fn listener_closed(&mut self, event: EventId, at: BootNs, task: &Task) {
@@ -252,6 +275,19 @@ impl History {
     /// This namespace's inode number belongs to another pod since after `at`.
     pub fn netns_passed_on(&self, netns: u32, at: BootNs) -> bool {
         self.netns_pods.get(&netns).is_some_and(|(since, _)| *since > at)
+    }
+
+    /// How a container is said to be stopped.
+    pub fn spec(&mut self, spec: &SpecFact) {
+        if self.specs.len() < MAX_SPECS {
+            self.specs.push(spec.clone());
+        } else {
+            self.evicted += 1;
+        }
+    }
+
+    pub fn specs(&self) -> &[SpecFact] {
+        &self.specs
     }
 
     pub fn loss(&mut self, loss: LossWindow) {

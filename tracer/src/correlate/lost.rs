@@ -93,6 +93,10 @@ impl Lost {
     pub fn queue_full(&self) -> bool {
         matches!(&self.evidence, Evidence::UnixRefused { what, .. } if what.error == errno::AGAIN)
     }
+    /// Data came for a connection that the server had closed.
+    pub fn late_data(&self) -> bool {
+        matches!(self.evidence, Evidence::LateData { .. })
+    }
     /// Data that came too late for a connection on which nothing had ever passed: its first request, not a race on a kept
     /// connection.
     pub fn first_request(&self) -> bool {

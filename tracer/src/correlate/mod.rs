@@ -9,13 +9,14 @@ pub mod stops;
 mod unix;
 
 use crate::explain::{self, View};
+use crate::identity::Role;
 use crate::identity::{Limits, Place, Table};
-use crate::model::event::{BootNs, Event, EventKind, Side, tcp};
+use crate::model::event::{BootNs, Event, EventKind, Side, TcpState, tcp};
 use crate::model::input::Started;
 use crate::model::time::WallClock;
 use crate::model::{Input, Output};
 use answer::Closer;
-use history::{History, LossWindow};
+use history::{History, LossWindow, Upstream};
 use lost::{Evidence, Lost};
 use std::collections::VecDeque;
 use stops::Stops;
@@ -119,6 +120,7 @@ impl Engine {
                 count: l.count,
             }),
             Input::StopCounters(counters) => self.world.stops.counters(counters),
+            Input::Spec(spec) => self.world.history.spec(spec),
             Input::Tick { .. }
             | Input::Stopped { .. }
             | Input::Process(_)
@@ -154,6 +156,7 @@ impl Engine {
                 }
                 if s.side == Side::Client {
                     self.world.history.requester_gave_up(event.id, at, &s.tuple, &s.task);
+                    self.upstream(event, s);
                 }
             }
             _ => {}
@@ -180,6 +183,22 @@ impl Engine {
             && let Some(lost) = self.pending.pop_front()
         {
             self.decide(&lost, at, out);
+        }
+    }
+
+    /// An nginx closed its end of a connection to a server of the same network namespace.
+    fn upstream(&mut self, event: &Event, s: &TcpState) {
+        let World { table, history, .. } = &mut self.world;
+        let key = s.task.key();
+        let master = match table.role(&key).role {
+            Role::NginxMaster => Some(key),
+            Role::NginxWorker => table.parent(&key).map(|p| p.key),
+            _ => None,
+        };
+        let t = &s.tuple;
+        let listens = table.server_at(t.netns, t.remote_ip, t.remote_port, event.at).is_some();
+        if let Some(master) = master.filter(|_| listens) {
+            history.upstream(master, Upstream { event: event.id, at: event.at, tuple: s.tuple, task: s.task.clone() });
         }
     }
 

@@ -3,11 +3,15 @@
 use super::View;
 use super::server::Server;
 use crate::correlate::answer::{self, Closer};
-use crate::correlate::history::{ExitFact, Signal, sig};
+use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, Thrown};
-use crate::identity::{Place, Role};
+use crate::correlate::stops::Command;
+use crate::identity::{Place, Process, Role};
 use crate::model::event::{BootNs, EventId, ResetSent, Task};
 use crate::model::incident::{Link, ProcessRef, Trigger};
+
+/// The rule of a link that is told beside the explanation: nothing follows from it.
+pub const BESIDE_FAILED_COMMAND: &str = "beside-failed-command";
 
 /// A link before its times are written out.
 #[derive(Clone, Debug)]
@@ -25,11 +29,13 @@ struct Proto {
 pub struct Chain {
     lost_at: BootNs,
     links: Vec<Proto>,
+    /// PID 1 passed on a signal whose own cause was not seen.
+    passed_on_unseen: bool,
 }
 
 impl Chain {
     pub fn new(lost_at: BootNs) -> Self {
-        Chain { lost_at, links: Vec::new() }
+        Chain { lost_at, links: Vec::new(), passed_on_unseen: false }
     }
 
     /// Time of the first thing in it.
@@ -66,10 +72,7 @@ impl Chain {
     }
 
     pub fn exit(&mut self, exit: &ExitFact, rule: &'static str, view: &View) {
-        let how = match (exit.code & 0x7f, exit.code >> 8 & 0xff) {
-            (0, status) => format!("exited with status {status}"),
-            (s, _) => format!("was killed by {}", sig::name(s)),
-        };
+        let how = ended(exit.code);
         let who = describe(&exit.task, view);
         self.push(exit.event, exit.at, "exit", rule, Some(process_ref(&exit.task, view)), format!("{who} {how}"));
     }
@@ -106,6 +109,38 @@ impl Chain {
             describe(&what.target, view)
         );
         self.push(signal.event, signal.at, "signal", rule, Some(process_ref(&what.target, view)), text);
+        if passes_on(signal, view) {
+            match passed_on(signal, view) {
+                Some(outer) => self.signal(outer, "passed-on-by-pid-1", view),
+                None => self.passed_on_unseen = true,
+            }
+        }
+    }
+
+    /// A signal came from a PID 1 that only passes on what it gets, and what it got was not seen.
+    pub fn passed_on_unseen(&self) -> bool {
+        self.passed_on_unseen
+    }
+
+    /// A command that was run in the container from outside of it, by its exit.
+    pub fn command(&mut self, command: &Command, exit: &ExitFact, rule: &'static str, view: &View) {
+        let how = ended(exit.code);
+        let text = format!(
+            "`{}`, run in the container from outside of it, {how}; no signal came of it",
+            command.argv.join(" ")
+        );
+        self.push(exit.event, exit.at, "exec-failed", rule, Some(process_ref(&exit.task, view)), text);
+    }
+
+    /// A connection of a proxy to the server behind it.
+    pub fn upstream(&mut self, upstream: &Upstream, server: &Process, view: &View) {
+        let t = &upstream.tuple;
+        let text = format!(
+            "it had a connection to port {} of {} {} in another container of the pod, which had not been told to stop",
+            t.remote_port, server.comm, server.key.tgid
+        );
+        let process = Some(process_ref(&upstream.task, view));
+        self.push(upstream.event, upstream.at, "tcp-close", "a-proxy-of-this-server", process, text);
     }
 
     fn push(
@@ -121,7 +156,9 @@ impl Chain {
     }
 
     pub fn finish(self, view: &View) -> Vec<Link> {
-        let because: Vec<_> = self.links.iter().skip(1).map(|l| Some(l.event.to_string())).chain([None]).collect();
+        // Nothing follows from what is told beside the explanation.
+        let follows = |l: &Proto| (l.rule != BESIDE_FAILED_COMMAND).then(|| l.event.to_string());
+        let because: Vec<_> = self.links.iter().skip(1).map(follows).chain([None]).collect();
         let lost_at = self.lost_at;
         self.links
             .into_iter()
@@ -137,6 +174,14 @@ impl Chain {
                 text: l.text,
             })
             .collect()
+    }
+}
+
+/// A code as in wait(2), as half a sentence.
+fn ended(code: u32) -> String {
+    match (code & 0x7f, code >> 8 & 0xff) {
+        (0, status) => format!("exited with status {status}"),
+        (s, _) => format!("was killed by {}", sig::name(s)),
     }
 }
 
@@ -282,6 +327,20 @@ pub fn sender_kind(signal: &Signal, view: &View) -> Sender {
     }
 }
 
+/// PID 1 of the container sent it, and is there to pass signals on: tini, dumb-init, a shell with a trap.
+fn passes_on(signal: &Signal, view: &View) -> bool {
+    let (from, to) = (&signal.what.sender, &signal.what.target);
+    let role = view.table.role(&from.key()).role;
+    from.ns_pid == 1 && from.pidns == to.pidns && !signal.by_kernel() && matches!(role, Role::Init | Role::Shell)
+}
+
+/// The signal that PID 1 got before, when this one was passed on by it.
+fn passed_on<'v>(signal: &Signal, view: &'v View) -> Option<&'v Signal> {
+    let got = view.history.signals_to(&signal.what.sender.key());
+    let before = |s: &&Signal| s.at <= signal.at && sig::asks_to_stop(s.what.signal) && !s.to_itself();
+    got.iter().rev().find(before).filter(|_| passes_on(signal, view))
+}
+
 /// What set a stop off, by the sender of its signal.
 pub fn trigger(signal: &Signal, view: &View) -> Trigger {
     if signal.by_kernel() {
@@ -293,6 +352,7 @@ pub fn trigger(signal: &Signal, view: &View) -> Trigger {
         Sender::Runtime => Trigger::RuntimeStop,
         Sender::Host => Trigger::ManualSignal,
         // A preStop hook and a kubectl exec look the same to the kernel.
-        Sender::SameContainer | Sender::OtherContainer | Sender::Unknown => Trigger::Unknown,
+        Sender::SameContainer => passed_on(signal, view).map_or(Trigger::Unknown, |outer| trigger(outer, view)),
+        Sender::OtherContainer | Sender::Unknown => Trigger::Unknown,
     }
 }

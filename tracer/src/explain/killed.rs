@@ -95,13 +95,8 @@ fn story<'v>(victim: &ProcKey, until: BootNs, server: &Server, view: &'v View) -
     let exit = view.history.exit_of(victim).filter(|e| e.at <= until && e.code & 0x7f == sig::KILL)?;
     let direct = last_kill(victim, exit.at, view)?;
     let (zap, target) = if direct.by_kernel() {
-        // Only the death of PID 1 of the same namespace kills like that; the OOM killer's victim has its own record.
-        let first = &direct.what.sender;
-        let pid1 = first.ns_pid == 1 && first.exiting() && first.pidns == direct.what.target.pidns;
-        if !pid1 || first.key() == *victim {
-            return None;
-        }
-        (Some(direct), first.key())
+        let zap = zap_of(victim, direct)?;
+        (Some(direct), zap)
     } else {
         (None, *victim)
     };
@@ -117,8 +112,16 @@ fn story<'v>(victim: &ProcKey, until: BootNs, server: &Server, view: &'v View) -
     Some(Story { exit, zap, kill, stop: stop_before(&target, server, kill, view) })
 }
 
+/// The PID 1 whose death sent this SIGKILL: only that of the same namespace kills in the kernel's name while it exits. The
+/// OOM killer's victim has its own record.
+pub(super) fn zap_of(victim: &ProcKey, kill: &Signal) -> Option<ProcKey> {
+    let first = &kill.what.sender;
+    let pid1 = first.ns_pid == 1 && first.exiting() && first.pidns == kill.what.target.pidns;
+    (kill.by_kernel() && pid1 && first.key() != *victim).then(|| first.key())
+}
+
 /// The last SIGKILL to a process up to a time.
-fn last_kill<'v>(key: &ProcKey, until: BootNs, view: &'v View) -> Option<&'v Signal> {
+pub(super) fn last_kill<'v>(key: &ProcKey, until: BootNs, view: &'v View) -> Option<&'v Signal> {
     view.history.signals_to(key).iter().rev().find(|s| s.at <= until && s.what.signal == sig::KILL)
 }
 

@@ -4,6 +4,7 @@
 //! names the event behind every link. Rules do not exclude each other: `precedence` decides, and the losers are told as
 //! `also_matched`. A rule never fires on a signal alone, on timing alone, or across pods.
 
+mod absent;
 pub mod advice;
 pub mod chain;
 pub mod confidence;
@@ -14,8 +15,10 @@ mod keepalive;
 mod killed;
 mod nginx;
 mod precedence;
+mod prestop;
 mod requester;
 pub mod server;
+mod sidecar;
 mod supervisor;
 mod unix;
 
@@ -85,6 +88,9 @@ const RULES: &[Rule] = &[
     unix::listen_queue_full,
     unix::queue_full_while_stopping,
     unix::nobody_listens,
+    absent::crashed,
+    prestop::failed,
+    sidecar::gone_first,
     killed::killed,
     supervisor::stop_order,
     requester::gave_up,
@@ -99,6 +105,9 @@ pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>)
     let (mut winner, also_matched) =
         precedence::choose(findings).unwrap_or_else(|| (unexplained(lost, &server, view), Vec::new()));
     confidence::lower_by_circumstances(&mut winner, lost, &server, view);
+    if winner.cause != Cause::PrestopFailed {
+        prestop::note(&mut winner.chain, lost, &server, view);
+    }
     incident::assemble(winner, also_matched, lost, &server, view, decided_at, stop)
 }
 

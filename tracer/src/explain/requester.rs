@@ -97,7 +97,7 @@ pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     })
 }
 
-fn nginx_master(view: &View, key: &ProcKey) -> Option<ProcKey> {
+pub(super) fn nginx_master(view: &View, key: &ProcKey) -> Option<ProcKey> {
     match view.table.role(key).role {
         Role::NginxMaster => Some(*key),
         Role::NginxWorker => Some(view.table.parent(key).map_or(*key, |p| p.key)),

@@ -129,6 +129,11 @@ impl Server {
         (sig::asks_to_stop(last.what.signal) && !last.by_kernel()).then_some(last)
     }
 
+    /// The first TERM, INT or QUIT that somebody sent to it.
+    pub fn asked_first<'v>(&self, view: &'v View, until: BootNs) -> Option<&'v Signal> {
+        self.stop_signals(view, until).into_iter().find(|s| sig::asks_to_stop(s.what.signal) && !s.by_kernel())
+    }
+
     /// A stop signal, or one after which old workers end: reload (HUP), upgrade (USR2), graceful end of workers (WINCH).
     /// Such workers close what worker_shutdown_timeout leaves open, which is no decision about a request.
     pub fn told_to_end(&self, view: &View, until: BootNs) -> bool {

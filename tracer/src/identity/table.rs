@@ -88,7 +88,7 @@ impl Table {
             Input::UnixListener(fact) => self.observe_unix_listener(fact),
             Input::Cgroup(fact) => self.observe_cgroup(fact),
             Input::Tick { at } | Input::Ready { at } | Input::Stopped { at } => self.advance(*at),
-            Input::Started(_) | Input::Clock { .. } | Input::Loss(_) | Input::StopCounters(_) => {}
+            Input::Started(_) | Input::Clock { .. } | Input::Loss(_) | Input::StopCounters(_) | Input::Spec(_) => {}
         }
     }
 

@@ -26,6 +26,8 @@ pub enum Input {
     },
     Loss(LossFact),
     StopCounters(StopCounters),
+    /// What a pod spec says about stopping one container.
+    Spec(SpecFact),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
     Tick {
         at: BootNs,
@@ -196,4 +198,23 @@ pub enum LossKind {
     Late,
     /// Facts dropped in userspace to keep memory bounded.
     Evicted,
+}
+
+/// What somebody said about how a container is stopped: from a file, or from an API. Which container of this node it is
+/// about is known by its name only.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpecFact {
+    pub at: BootNs,
+    /// Where it was said: a file's name. Hostile.
+    pub source: String,
+    /// `Deployment/web`, as the source has it. Hostile.
+    pub workload: String,
+    /// Name of the container. Hostile.
+    pub container: String,
+    /// The preStop hook's command, when it has one.
+    pub pre_stop: Option<Vec<String>>,
+    /// The signal that it declares, by number.
+    pub stop_signal: Option<u32>,
+    /// terminationGracePeriodSeconds.
+    pub grace_s: u64,
 }

@@ -282,6 +282,15 @@ pub(crate) fn inputs() -> Vec<Input> {
         let fact = LossFact { from: at, to: at + 9, hook: "tcp_send_reset".into(), kind, count: n as u64 + 1 };
         inputs.push(Input::Loss(fact));
     }
+    inputs.push(Input::Spec(SpecFact {
+        at,
+        source: "pod.yaml".into(),
+        workload: "Deployment/web".into(),
+        container: "nginx".into(),
+        pre_stop: Some(vec!["/bin/sh".into(), "-SIGQUIT".into(), "1".into()]),
+        stop_signal: Some(3),
+        grace_s: 40,
+    }));
     inputs.push(Input::StopCounters(StopCounters {
         at: 202_900_000_000,
         cgroup: 18,

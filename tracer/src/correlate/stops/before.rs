@@ -3,7 +3,7 @@
 use super::{Command, Open, PhaseFact};
 use crate::correlate::history::{History, Signal, sig};
 use crate::identity::{Place, Role, Table};
-use crate::model::event::{BootNs, Event, ProcKey, SI_KERNEL, SigInfo, SignalGenerated};
+use crate::model::event::{BootNs, ProcKey, SI_KERNEL, SigInfo, SignalGenerated};
 
 /// A kubelet goes on to the stop signal within a few calls of the runtime after its hook has ended.
 const AFTER_HOOK_NS: u64 = 2_000_000_000;
@@ -59,13 +59,20 @@ fn phase(name: &'static str, signal: &Signal, text: String) -> PhaseFact {
     PhaseFact { name, at: signal.at, event: Some(signal.event), text, signal_to: None }
 }
 
-/// A command that was run in the container from outside of it, and that sent this signal or had just ended.
-pub fn command(event: &Event, s: &SignalGenerated, table: &Table) -> Option<Command> {
-    let Place::Container(here) = table.place(&s.target) else { return None };
+/// The command that had to do with a signal: its sender, or what had ended right before it.
+pub fn command(at: BootNs, s: &SignalGenerated, table: &Table) -> Option<Command> {
+    let sender = s.sender.key();
+    let last = |c: &Command| (c.key == sender, c.exit.map_or(BootNs::MAX, |(at, _)| at), c.key);
+    commands(at, s, table).into_iter().max_by_key(last)
+}
+
+/// Commands that were run in the target's container from outside of it, and that sent this signal or had just ended.
+pub fn commands(at: BootNs, s: &SignalGenerated, table: &Table) -> Vec<Command> {
+    let Place::Container(here) = table.place(&s.target) else { return Vec::new() };
     let sender = s.sender.key();
     let lately = |p: &crate::identity::Process| {
         let exit = p.exited.as_ref();
-        p.key == sender || exit.is_some_and(|e| e.at <= event.at && event.at - e.at < AFTER_HOOK_NS)
+        p.key == sender || exit.is_some_and(|e| e.at <= at && at - e.at < AFTER_HOOK_NS)
     };
     let outside = |key: &ProcKey| match table.place_of(key) {
         Place::Host => true,
@@ -83,7 +90,7 @@ pub fn command(event: &Event, s: &SignalGenerated, table: &Table) -> Option<Comm
         .filter(|p| p.ns_pid > 1 && p.execed() && lately(p) && from_outside(p.parent))
         .filter(|p| table.container_of(&p.key).is_some_and(|c| c.container.id == here.container.id))
         .filter_map(|p| {
-            let exec = p.execs.iter().rev().find(|e| e.at <= event.at)?;
+            let exec = p.execs.iter().rev().find(|e| e.at <= at)?;
             let ended = p.exited.as_ref();
             Some(Command {
                 key: p.key,
@@ -93,8 +100,7 @@ pub fn command(event: &Event, s: &SignalGenerated, table: &Table) -> Option<Comm
                 exit: ended.and_then(|e| Some((e.at, e.code?))),
             })
         })
-        // The sender itself, else who ended last.
-        .max_by_key(|c| (c.key == sender, c.exit.map_or(BootNs::MAX, |(at, _)| at), c.key))
+        .collect()
 }
 
 /// Seconds that a command had slept when it ended. A command that does something else does not delay the stop on purpose.

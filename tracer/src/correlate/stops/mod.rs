@@ -12,6 +12,7 @@ use crate::model::incident::{Advice, Incident};
 use crate::model::input::StopCounters;
 use std::collections::{BTreeMap, VecDeque};
 
+pub use before::commands as commands_before;
 pub use tell::tell;
 
 /// A stop is told when nothing happened to it for so long after the master's exit …
@@ -66,14 +67,16 @@ struct PhaseFact {
     signal_to: Option<ProcKey>,
 }
 
-/// A command from outside that had to do with the signal.
+/// A command that was run in the container from outside of it.
 #[derive(Clone, Debug)]
-struct Command {
-    key: ProcKey,
-    at: BootNs,
-    event: Option<EventId>,
-    argv: Vec<String>,
-    exit: Option<(BootNs, u32)>,
+pub struct Command {
+    pub key: ProcKey,
+    pub at: BootNs,
+    pub event: Option<EventId>,
+    /// Hostile.
+    pub argv: Vec<String>,
+    /// When, and its code as in wait(2).
+    pub exit: Option<(BootNs, u32)>,
 }
 
 /// A stop under way.
@@ -184,7 +187,7 @@ impl Stops {
             signal: s.signal,
             phases: Vec::new(),
             cut: 0,
-            command: before::command(event, s, table),
+            command: before::command(event.at, s, table),
             killed: killed.then_some(event.at),
             exited: None,
             active: event.at,

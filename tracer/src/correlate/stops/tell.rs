@@ -61,7 +61,7 @@ pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
         in_flight: in_flight(open, counters),
         accepted_after: counters.map(|c| After { count: c.accepted_after, last_ms: since(open.base, c.last_accept) }),
         late: late(open, view),
-        grace: grace(open, first, at),
+        grace: grace(open, first, at, view),
         incidents: open.by_cause.values().sum(),
         by_cause: open.by_cause.clone(),
         advice: open.advice.clone(),
@@ -153,11 +153,22 @@ fn late(open: &Open, view: &View) -> Option<After> {
     (!blind).then_some(After { count: range.n, last_ms: (range.n > 0).then_some(range.max) })
 }
 
-fn grace(open: &Open, first: BootNs, at: BootNs) -> Option<Grace> {
+fn grace(open: &Open, first: BootNs, at: BootNs, view: &View) -> Option<Grace> {
     // Killed without a word: there was no grace period.
-    let killed = open.killed.filter(|_| open.signal != sig::KILL)?;
-    let ms = killed.saturating_sub(first) / MS;
+    let observed = open.killed.filter(|_| open.signal != sig::KILL).map(|killed| killed.saturating_sub(first) / MS);
+    let (ms, source) = match (observed, said(view)) {
+        (Some(ms), _) => (ms, "observed"),
+        (None, Some(ms)) if open.killed.is_none() => (ms, "spec"),
+        _ => return None,
+    };
     let end = open.exited.unwrap_or(at).saturating_sub(first) / MS;
     let left_ms = i64::try_from(ms).unwrap_or(i64::MAX) - i64::try_from(end).unwrap_or(i64::MAX);
-    Some(Grace { ms, source: "observed".into(), left_ms })
+    Some(Grace { ms, source: source.into(), left_ms })
+}
+
+/// What the pod specs say, ms, when all of them say the same: which of them is this pod's is not known.
+fn said(view: &View) -> Option<u64> {
+    let mut all = view.history.specs().iter().map(|spec| spec.grace_s);
+    let first = all.next()?;
+    all.all(|grace| grace == first).then_some(first.saturating_mul(1000))
 }

@@ -1,0 +1,128 @@
+//! The server was not there, and nobody had asked it to end: it crashed, or ended by itself.
+
+use super::chain::{self, Chain};
+use super::confidence::Confidence;
+use super::gone::Gone;
+use super::server::{Kind, Server};
+use super::{Finding, View, killed};
+use crate::correlate::history::{ExitFact, Signal, sig};
+use crate::correlate::lost::Lost;
+use crate::model::event::{BootNs, ProcKey};
+use crate::model::incident::{Cause, Trigger};
+
+/// A shell or an init passes the end of its only child on within this time.
+const PASSED_ON_NS: u64 = 1_000_000_000;
+
+/// What ended the server, effect first.
+struct End<'v> {
+    /// The exit that ended the listener, where that is not already the one that began it all.
+    last: Option<&'v ExitFact>,
+    /// The kernel's kill of the last holder, when PID 1 had died.
+    zap: Option<&'v Signal>,
+    /// The exit of PID 1, when it only passed on how the server had ended.
+    pid1: Option<&'v ExitFact>,
+    first: &'v ExitFact,
+    /// What killed it.
+    signal: Option<&'v Signal>,
+}
+
+/// Refused, or thrown out of the accept queue, because the server had ended by itself.
+pub fn crashed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    if !matches!(server.kind, Kind::Nginx | Kind::PhpFpm) || !(lost.refused() || lost.thrown_out_of_queue()) {
+        return None;
+    }
+    let gone = Gone::of(lost, server, view)?;
+    let end = end(&gone, server, view)?;
+    let code = end.first.code & 0x7f;
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    if let Gone::Closed(closed) = &gone {
+        chain.listener_closed(closed, &lost.address(), view);
+    }
+    if let Some(last) = end.last {
+        chain.exit(last, "sockets-are-closed-by-exit", view);
+    }
+    if let Some(zap) = end.zap {
+        chain.signal(zap, "the-rest-dies-with-pid-1", view);
+    }
+    if let Some(pid1) = end.pid1 {
+        chain.exit(pid1, "pid-1-follows-its-child", view);
+    }
+    chain.exit(end.first, "ended-without-being-asked", view);
+    let mut confidence = Confidence::of(0.97);
+    match end.signal {
+        Some(signal) => chain.signal(signal, "killed-by-this-signal", view),
+        None if code != 0 => confidence.cap(0.8, "the signal that killed it was not seen"),
+        None => confidence.cap(0.9, "that nobody asked it to end is known only from not having seen it"),
+    }
+    let name = server.name();
+    let ms = lost.at.saturating_sub(end.first.at) / 1_000_000;
+    let how = match (code, end.first.code >> 8 & 0xff) {
+        (0, 0) => "had ended by itself".to_string(),
+        (0, status) => format!("had exited with status {status}"),
+        (s, _) => format!("had been ended by {}", sig::name(s)),
+    };
+    Some(Finding {
+        cause: if server.kind == Kind::Nginx { Cause::NginxNotListening } else { Cause::FpmNotListening },
+        sub_cause: Some(if end.first.code == 0 { "exited" } else { "crashed" }),
+        trigger: match end.signal {
+            Some(s) if !s.by_kernel() && !s.to_itself() => chain::trigger(s, view),
+            _ if end.first.code == 0 => Trigger::Unknown,
+            _ => Trigger::Crash,
+        },
+        summary: format!("{name} {how} {:.1} s before, and nobody listened", ms as f64 / 1000.0),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}
+
+fn end<'v>(gone: &Gone, server: &Server, view: &'v View) -> Option<End<'v>> {
+    let until = gone.at();
+    let exit = |key: &ProcKey| view.history.exit_of(key).filter(|e| e.at <= until);
+    let holder = gone.exited()?;
+    let last = exit(&holder)?;
+    // Killed by the kernel because its PID 1 had died, or the one that began it.
+    let kill = killed::last_kill(&holder, last.at, view).filter(|k| k.by_kernel() && last.code & 0x7f == sig::KILL);
+    let (zap, root) = match kill {
+        Some(kill) => (Some(kill), exit(&killed::zap_of(&holder, kill)?)?),
+        None => (None, last),
+    };
+    let master = server.master?;
+    // PID 1 may be what started the master, and follow it: a shell gives 128 + the signal as its status.
+    let before = exit(&master).filter(|e| {
+        e.task.key() != root.task.key() && e.at <= root.at && root.at - e.at < PASSED_ON_NS && !zapped(e, view)
+    });
+    let first = before.unwrap_or(root);
+    if first.task.key() != master && zap.is_none() {
+        return None; // a worker's end is no end of the server
+    }
+    let asked = |key: &ProcKey| {
+        let stops = |s: &&Signal| s.at <= first.at && sig::stops(s.what.signal) && s.effective() && !s.to_itself();
+        view.history.signals_to(key).iter().find(stops)
+    };
+    if asked(&master).is_some() || asked(&root.task.key()).is_some() {
+        return None;
+    }
+    let code = first.code & 0x7f;
+    if view.history.was_oom_victim(&first.task.key(), first.at) || code == sig::KILL {
+        return None;
+    }
+    let signal = view.history.signals_to(&first.task.key()).iter().rev().find(|s| killer(s, code, first.at));
+    Some(End {
+        last: (last.task.key() != root.task.key()).then_some(last),
+        zap,
+        pid1: before.map(|_| root),
+        first,
+        signal,
+    })
+}
+
+fn killer(s: &Signal, code: u32, until: BootNs) -> bool {
+    code != 0 && s.what.signal == code && s.at <= until && s.effective()
+}
+
+fn zapped(exit: &ExitFact, view: &View) -> bool {
+    let key = exit.task.key();
+    killed::last_kill(&key, exit.at, view).is_some_and(|k| killed::zap_of(&key, k).is_some())
+}
