@@ -150,10 +150,11 @@ impl Nginx {
         Self::run(pod, files, "pod", conf, &conf.ports())
     }
 
-    /// Starts an edge that proxies everything to `pod_addr` over at most `keepalive` idle connections.
-    pub fn start_edge(pod: &Pod, dir: &Dir, pod_addr: SocketAddr, keepalive: u32) -> Result<Self> {
-        let files = Files::new(dir, "edge", binary()?, |base| render_edge(base, pod_addr, keepalive))?;
-        Self::run(pod, files, "edge", &NginxConf::default(), &[80])
+    /// Starts a proxy on port 80, an edge or a sidecar by its name, that passes everything on to `to` over at most `keepalive`
+    /// idle connections.
+    pub fn start_proxy(pod: &Pod, dir: &Dir, name: &str, to: SocketAddr, keepalive: u32) -> Result<Self> {
+        let files = Files::new(dir, name, binary()?, |base| render_proxy(base, to, keepalive))?;
+        Self::run(pod, files, name, &NginxConf::default(), &[80])
     }
 
     fn run(pod: &Pod, files: Files, name: &str, conf: &NginxConf, ports: &[u16]) -> Result<Self> {
@@ -293,7 +294,7 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
     frame(base, conf.workers, &conf.main_extra, &http)
 }
 
-fn render_edge(base: &Path, pod: SocketAddr, keepalive: u32) -> String {
+fn render_proxy(base: &Path, pod: SocketAddr, keepalive: u32) -> String {
     let http = format!(
         r#"  keepalive_requests 100000000;
   upstream pod {{ server {pod} max_fails=0; keepalive {keepalive}; keepalive_requests 100000000; }}

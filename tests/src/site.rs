@@ -11,7 +11,7 @@ use crate::{cgroup, net, supervised};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::collections::HashSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 /// What to build.
@@ -28,6 +28,8 @@ pub struct SiteConf {
     /// `Site::fpm` is `None`.
     pub supervised: bool,
     pub supervisor: supervised::Order,
+    /// An nginx in a container of its own before the pod's nginx, in the same pod, on port 80.
+    pub sidecar: bool,
 }
 
 /// A running site. Dropped in this order: servers, networks, files.
@@ -35,6 +37,7 @@ pub struct SiteConf {
 pub struct Site {
     pub nginx: Nginx,
     pub fpm: Option<Fpm>,
+    pub sidecar: Option<Nginx>,
     pub edge: Option<Edge>,
     pub tun: Option<Tun>,
     pub pod: Pod,
@@ -113,15 +116,19 @@ impl Site {
             (Some(edge_pod), Some(keepalive)) => {
                 let front = veth(&client, &edge_pod.netns)?;
                 let pod_addr = SocketAddr::new(link.right4.into(), conf.nginx.port);
-                let nginx = Nginx::start_edge(&edge_pod, &dir, pod_addr, keepalive)?;
+                let nginx = Nginx::start_proxy(&edge_pod, &dir, "edge", pod_addr, keepalive)?;
                 Some(Edge { nginx, pod: edge_pod, link: front })
             }
             _ => None,
         };
-        Ok(Self { nginx, fpm, edge, tun, pod, client, link, dir, php, port: conf.nginx.port })
+        let behind = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), conf.nginx.port);
+        let sidecar = || Nginx::start_proxy(&pod, &dir, "sidecar", behind, 16);
+        let sidecar = conf.sidecar.then(sidecar).transpose()?;
+        let port = if sidecar.is_some() { 80 } else { conf.nginx.port };
+        Ok(Self { nginx, fpm, sidecar, edge, tun, pod, client, link, dir, php, port })
     }
 
-    /// nginx's port of the pod, by IPv4 or IPv6. Reached from the client unless there is an edge.
+    /// The pod's port, nginx's or its sidecar's, by IPv4 or IPv6. Reached from the client unless there is an edge.
     pub fn pod_addr(&self, v6: bool) -> SocketAddr {
         let ip: IpAddr = if v6 { self.link.right6.into() } else { self.link.right4.into() };
         SocketAddr::new(ip, self.port)

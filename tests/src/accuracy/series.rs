@@ -145,7 +145,10 @@ impl Series {
         let dir = Dir::new()?;
         let recording = dir.join("round.rec");
         let args: Vec<&std::ffi::OsStr> = self.more.iter().map(std::ffi::OsStr::new).collect();
-        let args = [&args[..], &["--record".as_ref(), recording.as_os_str()]].concat();
+        let spec = dir.join("pod.json");
+        std::fs::write(&spec, pod_spec())?;
+        let files = ["--pod-spec".as_ref(), spec.as_os_str(), "--record".as_ref(), recording.as_os_str()];
+        let args = [&args[..], &files].concat();
         let watch = Tracer::watch(&self.why502, &args)?;
         println!("round {} of {}: {} plays", round + 1, self.order.runs, casts.len());
         let mut all = Vec::new();
@@ -245,4 +248,11 @@ fn slice(recording: &Path, from: u64, to: u64, out: &Path) -> Result<()> {
         ready |= matches!(input, why502::model::Input::Ready { .. });
     }
     Ok(())
+}
+
+/// What the tracer is told of the pods: a hook that is mistyped, as one scenario runs it.
+fn pod_spec() -> String {
+    let hook = serde_json::json!({"preStop": {"exec": {"command": table::absent::HOOK}}});
+    let containers = serde_json::json!([{"name": "nginx", "lifecycle": hook}]);
+    serde_json::json!({"kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": containers}}).to_string()
 }

@@ -1,5 +1,6 @@
 //! All scenarios. Each produces its cause; what else is lost on the way is judged as well.
 
+pub(super) mod absent;
 mod controls;
 mod loads;
 mod nginx;
@@ -10,7 +11,7 @@ use super::scenario::Scenario;
 
 /// Every scenario that has a cause, and then the controls.
 pub fn all() -> Vec<&'static Scenario> {
-    [nginx::ALL, races::ALL, php::ALL, controls::ALL].into_iter().flatten().collect()
+    [nginx::ALL, races::ALL, php::ALL, absent::ALL, controls::ALL].into_iter().flatten().collect()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {

@@ -1,0 +1,128 @@
+//! Servers that end although nobody asked them to, a hook that does nothing, a proxy that is stopped before what is behind it.
+
+use super::loads::both;
+use super::nginx::{apart, plenty, stop};
+use crate::accuracy::scenario::{Marks, Scenario};
+use crate::accuracy::{Draw, LIMIT};
+use crate::guard::wait;
+use crate::load::Outcome::{ConnectReset, Refused};
+use crate::nginx::Listen;
+use crate::pod::Pid1;
+use crate::scene::Scene;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal::{SIGABRT, SIGSEGV, SIGTERM};
+use why502::model::incident::Cause::{
+    FpmNotListening, NginxNotListening, PrestopFailed, SidecarGoneFirst, Unexplained,
+};
+
+/// The mistyped hook of every pod spec that the tracer of a series is given: `sh` knows no such option.
+pub(in crate::accuracy) const HOOK: [&str; 3] = ["/bin/sh", "-SIGQUIT", "1"];
+
+/// So many answers of 502 after the crash.
+const LATER: u64 = 24;
+
+pub(super) const ALL: &[Scenario] = &[
+    Scenario {
+        name: "nginx-crashed",
+        cause: Some(NginxNotListening),
+        sub_cause: Some("crashed"),
+        fit: crashing,
+        site: |d| {
+            let mut site = plenty(d);
+            // The master is no PID 1, which no fatal signal from outside would end.
+            site.nginx.pid1 = Pid1::Shell;
+            site
+        },
+        loads: |d, site| both(d, site, 4000),
+        act: |scene, d, marks| {
+            marks.set("signal");
+            scene.site.signal_nginx(if d.other { SIGABRT } else { SIGSEGV })?;
+            scene.refused()
+        },
+        made: &[],
+        truth: |_, r, started| match (r.outcome, started) {
+            (_, true) => &[Unexplained],
+            (Refused | ConnectReset, false) => &[NginxNotListening],
+            (_, false) => &[Unexplained, NginxNotListening],
+        },
+    },
+    Scenario {
+        name: "fpm-crashed",
+        cause: Some(FpmNotListening),
+        sub_cause: Some("crashed"),
+        fit: crashing,
+        site: |d| {
+            let mut site = d.site(d.slow / 2);
+            site.fpm.iter_mut().for_each(|f| f.pid1 = Pid1::Shell);
+            site
+        },
+        loads: |d, site| {
+            let mut loads = both(d, site, 4000);
+            (loads.fast, loads.in_php) = (None, d.slow / 2);
+            loads
+        },
+        act: crash_php,
+        made: &[502],
+        truth: |k, r, started| match started {
+            true => &[Unexplained],
+            false if k.begun_after(r, "gone") => &[FpmNotListening],
+            false => &[FpmNotListening, Unexplained],
+        },
+    },
+    Scenario {
+        name: "prestop-failed",
+        cause: Some(PrestopFailed),
+        sub_cause: None,
+        fit: apart,
+        site: plenty,
+        loads: |d, site| both(d, site, 4000),
+        act: |scene, d, marks| {
+            let status = scene.site.nginx.container.exec(&HOOK)?.wait(LIMIT)?;
+            ensure!(!status.success(), "{HOOK:?} was to fail");
+            stop(scene, d, marks, SIGTERM)?;
+            scene.refused()
+        },
+        made: &[],
+        truth: |_, _, _| &[PrestopFailed],
+    },
+    Scenario {
+        name: "sidecar-gone-first",
+        cause: Some(SidecarGoneFirst),
+        sub_cause: None,
+        fit: |d| {
+            apart(d);
+            (d.layout.v6, d.layout.listen) = (false, Listen::V4);
+            // The proxy has port 80.
+            d.port = if d.port == 80 { 8080 } else { d.port };
+        },
+        site: |d| {
+            let mut site = plenty(d);
+            site.sidecar = true;
+            site
+        },
+        loads: |d, site| both(d, site, 4000),
+        act: |scene, _, marks| {
+            marks.set("signal");
+            let sidecar = scene.site.sidecar.as_ref().context("this site has no sidecar")?;
+            sidecar.container.signal(SIGTERM)?;
+            scene.refused()
+        },
+        made: &[],
+        truth: |_, _, _| &[SidecarGoneFirst],
+    },
+];
+
+/// Its end must be its own: no tini that passes signals on.
+fn crashing(d: &mut Draw) {
+    apart(d);
+    d.layout.tini = false;
+}
+
+fn crash_php(scene: &Scene, d: &Draw, marks: &Marks) -> Result<()> {
+    let before = scene.count(|p| &p.errors);
+    marks.set("signal");
+    scene.site.signal_php(if d.other { SIGABRT } else { SIGSEGV })?;
+    wait("the end of php-fpm", LIMIT, || scene.site.php_master().is_none())?;
+    marks.set("gone");
+    wait("the 502s", LIMIT, || scene.count(|p| &p.errors) >= before + LATER)
+}
