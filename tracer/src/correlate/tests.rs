@@ -78,6 +78,7 @@ impl Node {
                 port: 80,
                 inode: 5,
                 holders: vec![master().key(), task().key()],
+                closed: false,
             }),
             Input::Ready { at: READY },
         ];

@@ -1,15 +1,20 @@
 //! The explanation: links from the loss back to what set it off. A link is made from an event, never from thin air.
 
 use super::View;
+use super::sender;
 use super::server::Server;
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, Thrown};
 use crate::correlate::stops::Command;
 use crate::identity::{Place, Process, Role};
-use crate::model::event::{BootNs, EventId, ResetSent, Task};
-use crate::model::incident::{Link, ProcessRef, Trigger};
+use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task};
+use crate::model::incident::{Link, ProcessRef};
 
+pub use super::sender::{Sender, sender_kind, sender_text, trigger};
+
+/// A chain in which signals lead to signals ends somewhere.
+const LINKS_MAX: usize = 16;
 /// The rule of a link that is told beside the explanation: nothing follows from it.
 pub const BESIDE_FAILED_COMMAND: &str = "beside-failed-command";
 
@@ -29,13 +34,13 @@ struct Proto {
 pub struct Chain {
     lost_at: BootNs,
     links: Vec<Proto>,
-    /// PID 1 passed on a signal whose own cause was not seen.
-    passed_on_unseen: bool,
+    /// What is not known of where its signals came from.
+    unseen: Vec<String>,
 }
 
 impl Chain {
     pub fn new(lost_at: BootNs) -> Self {
-        Chain { lost_at, links: Vec::new(), passed_on_unseen: false }
+        Chain { lost_at, links: Vec::new(), unseen: Vec::new() }
     }
 
     /// Time of the first thing in it.
@@ -109,17 +114,27 @@ impl Chain {
             describe(&what.target, view)
         );
         self.push(signal.event, signal.at, "signal", rule, Some(process_ref(&what.target, view)), text);
-        if passes_on(signal, view) {
-            match passed_on(signal, view) {
-                Some(outer) => self.signal(outer, "passed-on-by-pid-1", view),
-                None => self.passed_on_unseen = true,
-            }
-        }
+        self.origin(signal, view);
     }
 
-    /// A signal came from a PID 1 that only passes on what it gets, and what it got was not seen.
-    pub fn passed_on_unseen(&self) -> bool {
-        self.passed_on_unseen
+    /// What had the sender send it: a signal that it had got itself, or somebody who ran it in the container.
+    fn origin(&mut self, signal: &Signal, view: &View) {
+        if let Some(outer) = sender::before(signal, view).filter(|_| self.links.len() < LINKS_MAX) {
+            return self.signal(outer, "passed-on", view);
+        }
+        if let Some(command) = view.table.run_from_outside(&signal.what.sender.key())
+            && let Some(exec) = command.execs.iter().rev().find(|e| e.at <= signal.at)
+        {
+            let text = format!("`{}` was run in the container from outside of it", sender::command_line(command));
+            let process = process_ref_of(command, view);
+            return self.push(exec.event, exec.at, "exec", "run-from-outside", Some(process), text);
+        }
+        self.unseen.extend(sender::unseen(signal, view));
+    }
+
+    /// What is not known of where its signals came from.
+    pub fn unseen(&self) -> &[String] {
+        &self.unseen
     }
 
     /// A command that was run in the container from outside of it, by its exit.
@@ -265,20 +280,28 @@ fn reason_text(reset: &ResetSent, view: &View) -> String {
 }
 
 pub fn process_ref(task: &Task, view: &View) -> ProcessRef {
-    let role = view.table.role(&task.key());
+    named(task.ns_pid, task.key(), &task.comm, view)
+}
+
+fn process_ref_of(process: &Process, view: &View) -> ProcessRef {
+    named(process.ns_pid, process.key, &process.comm, view)
+}
+
+fn named(pid: u32, key: ProcKey, comm: &str, view: &View) -> ProcessRef {
+    let role = view.table.role(&key).role;
     ProcessRef {
-        pid: task.ns_pid,
-        host_pid: task.tgid,
-        comm: task.comm.clone(),
-        role: (role.role != Role::Other).then(|| role.role.id().to_string()),
+        pid,
+        host_pid: key.tgid,
+        comm: comm.to_owned(),
+        role: (role != Role::Other).then(|| role.id().to_string()),
     }
 }
 
 /// `nginx master 8593 (PID 1)`.
-fn describe(task: &Task, view: &View) -> String {
+pub fn describe(task: &Task, view: &View) -> String {
     let role = view.table.role(&task.key()).role;
     let name = match role {
-        Role::Other => task.comm.clone(),
+        Role::Other | Role::Init | Role::Supervisor | Role::Shell | Role::Runtime => task.comm.clone(),
         known => known.id().replace('-', " ").replace("php fpm", "php-fpm"),
     };
     let inside = matches!(view.table.place(task), Place::Container(_));
@@ -286,73 +309,5 @@ fn describe(task: &Task, view: &View) -> String {
         format!("{name} {} (PID {} in its container)", task.tgid, task.ns_pid)
     } else {
         format!("{name} {}", task.tgid)
-    }
-}
-
-pub fn sender_text(signal: &Signal, view: &View) -> String {
-    let what = &signal.what;
-    if signal.by_kernel() {
-        return format!("the kernel (while {} {} ran)", what.sender.comm, what.sender.tgid);
-    }
-    let who = format!("{} {}", what.sender.comm, what.sender.tgid);
-    match sender_kind(signal, view) {
-        Sender::Runtime => format!("the container runtime ({who})"),
-        Sender::Host => format!("{who} on the host"),
-        Sender::SameContainer => format!("{} in the same container", describe(&what.sender, view)),
-        Sender::OtherContainer => format!("{who} in another container"),
-        Sender::Unknown => who,
-    }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sender {
-    Runtime,
-    Host,
-    SameContainer,
-    OtherContainer,
-    Unknown,
-}
-
-/// Where a signal came from, by the cgroups of both ends: namespace pids mislead with shareProcessNamespace.
-pub fn sender_kind(signal: &Signal, view: &View) -> Sender {
-    let (from, to) = (&signal.what.sender, &signal.what.target);
-    if view.table.role(&from.key()).role == Role::Runtime {
-        return Sender::Runtime;
-    }
-    match (view.table.place(from), view.table.place(to)) {
-        (Place::Host, _) => Sender::Host,
-        (Place::Container(a), Place::Container(b)) if a.container.id == b.container.id => Sender::SameContainer,
-        (Place::Container(_), _) => Sender::OtherContainer,
-        _ => Sender::Unknown,
-    }
-}
-
-/// PID 1 of the container sent it, and is there to pass signals on: tini, dumb-init, a shell with a trap.
-fn passes_on(signal: &Signal, view: &View) -> bool {
-    let (from, to) = (&signal.what.sender, &signal.what.target);
-    let role = view.table.role(&from.key()).role;
-    from.ns_pid == 1 && from.pidns == to.pidns && !signal.by_kernel() && matches!(role, Role::Init | Role::Shell)
-}
-
-/// The signal that PID 1 got before, when this one was passed on by it.
-fn passed_on<'v>(signal: &Signal, view: &'v View) -> Option<&'v Signal> {
-    let got = view.history.signals_to(&signal.what.sender.key());
-    let before = |s: &&Signal| s.at <= signal.at && sig::asks_to_stop(s.what.signal) && !s.to_itself();
-    got.iter().rev().find(before).filter(|_| passes_on(signal, view))
-}
-
-/// What set a stop off, by the sender of its signal.
-pub fn trigger(signal: &Signal, view: &View) -> Trigger {
-    if signal.by_kernel() {
-        return Trigger::Unknown;
-    }
-    match sender_kind(signal, view) {
-        // The host's PID 1 stops services and scopes on behalf of others.
-        Sender::Host if signal.what.sender.tgid == 1 => Trigger::Unknown,
-        Sender::Runtime => Trigger::RuntimeStop,
-        Sender::Host => Trigger::ManualSignal,
-        // A preStop hook and a kubectl exec look the same to the kernel.
-        Sender::SameContainer => passed_on(signal, view).map_or(Trigger::Unknown, |outer| trigger(outer, view)),
-        Sender::OtherContainer | Sender::Unknown => Trigger::Unknown,
     }
 }

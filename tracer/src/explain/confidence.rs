@@ -55,8 +55,8 @@ impl Confidence {
 /// Lowers what any verdict may claim: records lost in its window, a late start, a hook that is not there, a role that is
 /// only a name, a connection that may be TLS.
 pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Server, view: &View) {
-    if finding.chain.passed_on_unseen() {
-        finding.confidence.cap(0.9, "what PID 1 of the container was told, before it sent this signal, was not seen");
+    for why in finding.chain.unseen().to_vec() {
+        finding.confidence.cap(0.9, why);
     }
     let from = finding.chain.earliest().saturating_sub(BEFORE_NS);
     let count: u64 = view.history.losses(from, lost.at).map(|l| l.count).sum();

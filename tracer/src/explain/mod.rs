@@ -17,6 +17,7 @@ mod nginx;
 mod precedence;
 mod prestop;
 mod requester;
+pub mod sender;
 pub mod server;
 mod sidecar;
 mod supervisor;

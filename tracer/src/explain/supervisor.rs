@@ -9,7 +9,7 @@ use super::{Finding, View, chain};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::Lost;
 use crate::identity::{Place, Role};
-use crate::model::incident::{Cause, Trigger};
+use crate::model::incident::Cause;
 
 /// What the end of php-fpm did to the request.
 enum How<'v> {
@@ -82,27 +82,13 @@ pub fn stop_order(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
         How::Full => {}
     }
     chain.signal(to_master, "supervisor-stops-php-fpm-first", view);
-    let mut trigger = Trigger::Unknown;
-    match view
-        .history
-        .signals_to(&supervisor)
-        .iter()
-        .rev()
-        .find(|s| s.at <= to_master.at && sig::asks_to_stop(s.what.signal) && s.effective() && !s.to_itself())
-    {
-        Some(root) => {
-            trigger = chain::trigger(root, view);
-            chain.signal(root, "supervisor-was-told-to-stop", view);
-        }
-        None => confidence.cap(0.8, "what told the supervisor to stop was not seen"),
-    }
     if !role.sure {
         confidence.cap(0.8, "that the sender is a supervisor is only a guess");
     }
     Some(Finding {
         cause: Cause::SupervisorStopOrder,
         sub_cause: None,
-        trigger,
+        trigger: chain::trigger(to_master, view),
         summary: format!(
             "{} stopped php-fpm with {} while nginx in the same container still took requests",
             to_master.what.sender.comm,

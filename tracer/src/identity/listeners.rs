@@ -139,6 +139,15 @@ impl Listeners {
             return;
         }
         let key = (fact.netns, fact.port, fact.ip);
+        if fact.closed {
+            // What events have told of the address is better.
+            if self.covering(fact.netns, fact.ip, fact.port).next().is_none() {
+                let owner = Owner { opener: None, cgroup: 0, holders: fact.holders.clone(), server };
+                let closed = Some(Close { at: fact.at, event: None, closer: None, left: 0 });
+                self.add(key, Socket { sk: None, inode: None, since: None, owner, closed });
+            }
+            return;
+        }
         if let Some(sockets) = self.addresses.get_mut(&key) {
             if let Some(known) = sockets.iter_mut().find(|s| s.inode.is_some_and(|(i, _)| i == fact.inode)) {
                 known.owner.holders.clone_from(&fact.holders);

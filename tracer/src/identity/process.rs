@@ -172,6 +172,16 @@ impl Process {
         self.image.as_ref().map_or(&[], |i| &i.argv)
     }
 
+    /// /proc showed it as an nginx worker that finishes what it has: it had been told to end before. Its own word
+    /// (ngx_worker_process_cycle() sets the title).
+    pub fn draining(&self) -> bool {
+        let image = self.image.as_ref().filter(|i| i.from == ImageFrom::Proc);
+        let title = image.and_then(|i| i.argv.first()).map_or("", String::as_str);
+        ["nginx: ", "angie: "]
+            .iter()
+            .any(|name| title.strip_prefix(name).is_some_and(|t| t.starts_with("worker process is shutting down")))
+    }
+
     pub fn alive(&self) -> bool {
         self.exited.is_none()
     }

@@ -137,6 +137,13 @@ pub fn is_notable(fact: &ProcessFact) -> bool {
     notable(Kind::of_image(&image)) || notable(Kind::of_name(&fact.comm)) || title(&image).is_some()
 }
 
+/// Is this an nginx or a php-fpm, as far as /proc tells?
+pub fn is_server(fact: &ProcessFact) -> bool {
+    let image = Image::new(&fact.exe, &fact.argv, ImageFrom::Proc);
+    let kind = title(&image).map_or_else(|| Kind::of_image(&image), |(kind, _)| kind);
+    matches!(kind, Kind::Nginx | Kind::PhpFpm)
+}
+
 /// Is this a php-fpm, as far as /proc tells?
 pub fn is_php_fpm_process(fact: &ProcessFact) -> bool {
     let image = Image::new(&fact.exe, &fact.argv, ImageFrom::Proc);
@@ -179,7 +186,7 @@ fn title(image: &Image) -> Option<(Kind, bool)> {
         return None; // at exec no title is written yet, and a fork inherits its parent's
     }
     let text = image.argv.first()?;
-    if let Some(rest) = text.strip_prefix("nginx: ") {
+    if let Some(rest) = ["nginx: ", "angie: "].iter().find_map(|name| text.strip_prefix(name)) {
         // "worker process", "worker process is shutting down", "cache manager process" …
         return Some((Kind::Nginx, rest.starts_with("master process")));
     }
@@ -225,9 +232,14 @@ impl Table {
         let Some(p) = self.process(key) else {
             return RoleInfo { role: Role::Other, sure: false, why: "process never seen" };
         };
-        let (kind, sure) = Kind::of(p);
+        let (kind, sure) = self.kind(p);
         let why = if sure { "by its program" } else { "by its name only" };
         match kind {
+            Kind::Nginx | Kind::PhpFpm if self.only_says_so(p) => RoleInfo {
+                role: Role::Other,
+                sure: false,
+                why: "it calls itself a server, and has no worker or master",
+            },
             Kind::Nginx | Kind::PhpFpm => self.server_role(p, kind, sure),
             Kind::Supervisor => RoleInfo { role: Role::Supervisor, sure, why },
             Kind::Init => RoleInfo { role: Role::Init, sure, why },
@@ -250,6 +262,33 @@ impl Table {
                 RoleInfo { role: Role::Other, sure, why }
             }
         }
+    }
+
+    /// What a process runs. A fork of a server under another file name is one as well: its own title is not known, that
+    /// of its parent is.
+    pub(super) fn kind(&self, p: &Process) -> (Kind, bool) {
+        let own = Kind::of(p);
+        let fork = !p.execed() && p.image.as_ref().is_none_or(|i| i.from == ImageFrom::Parent);
+        if own.0 != Kind::Other || !fork {
+            return own;
+        }
+        match self.parent(&p.key).map(Kind::of).or(p.parent_kind) {
+            Some((kind @ (Kind::Nginx | Kind::PhpFpm), false)) => (kind, false),
+            _ => own,
+        }
+    }
+
+    /// Only its title makes it a server, and nothing around it does: a master has children that run the same program, a
+    /// worker has a master.
+    fn only_says_so(&self, p: &Process) -> bool {
+        let Some((kind, master)) = p.image.as_ref().filter(|i| Kind::of_image(i) == Kind::Other).and_then(title) else {
+            return false;
+        };
+        if master {
+            return !self.children(&p.key).any(|c| !c.execed() && self.kind(c).0 == kind);
+        }
+        let parent = self.parent(&p.key).and_then(|parent| parent.image.as_ref());
+        parent.and_then(title) != Some((kind, true))
     }
 
     fn below_runtime(&self, key: &ProcKey) -> bool {
@@ -281,7 +320,7 @@ impl Table {
         if own.is_some_and(|i| is_tool(&i.argv)) {
             return RoleInfo { role: tool, sure, why: "by its arguments" };
         }
-        let same = |other: &Process| Kind::of(other).0 == kind;
+        let same = |other: &Process| self.kind(other).0 == kind;
         let is_parent = |of: &ProcKey| self.children(of).any(|c| same(c) && !c.execed());
         // A worker never execs, so who started the program is the master: also in a binary upgrade, where the new
         // master is a child of the old one.
@@ -291,7 +330,7 @@ impl Table {
             }
             return RoleInfo { role: role(true), sure, why: "it started the program" };
         }
-        let parent = self.parent(&p.key).map(Kind::of).or(p.parent_kind);
+        let parent = self.parent(&p.key).map(|parent| self.kind(parent)).or(p.parent_kind);
         match parent {
             Some((k, parent_sure)) if k == kind => {
                 if is_parent(&p.key) {
@@ -316,7 +355,7 @@ impl Table {
     /// A daemon's first process: it exited with 0 and left one child. Whether that one's workers were seen, which
     /// makes it sure.
     fn is_launcher(&self, p: &Process, kind: Kind) -> Option<bool> {
-        let same_fork = |c: &Process| !c.execed() && Kind::of(c).0 == kind;
+        let same_fork = |c: &Process| !c.execed() && self.kind(c).0 == kind;
         let mut forks = self.children(&p.key).filter(|c| same_fork(c));
         let (only, None) = (forks.next()?, forks.next()) else { return None };
         if p.exited?.status() != Some(0) {

@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 /// Upper bounds of what is remembered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -282,7 +282,7 @@ impl Table {
 
     /// What a process would serve, by its program; `None` when it is not remembered.
     fn server_kind(&self, key: &ProcKey) -> Option<(ServerKind, bool)> {
-        let (kind, sure) = Kind::of(self.processes.get(key)?);
+        let (kind, sure) = self.kind(self.processes.get(key)?);
         let kind = match kind {
             Kind::Nginx => ServerKind::Nginx,
             Kind::PhpFpm => ServerKind::PhpFpm,

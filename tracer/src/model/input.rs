@@ -107,7 +107,7 @@ pub struct ProcessFact {
     pub sig_cgt: u64,
 }
 
-/// A listening TCP socket found by the start-up scan.
+/// A listening TCP socket found by the start-up scan, or one that was gone by then.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ListenerFact {
     pub at: BootNs,
@@ -119,6 +119,9 @@ pub struct ListenerFact {
     pub inode: u64,
     /// Processes that hold it.
     pub holders: Vec<ProcKey>,
+    /// Nobody listens there any more: known from connections that a server (the holders) still has. `inode` is 0.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub closed: bool,
 }
 
 /// A listening AF_UNIX stream socket, found by a scan.

@@ -2,7 +2,7 @@
 //! process later.
 
 use super::cgroups::Trees;
-use crate::identity::is_php_fpm_process;
+use crate::identity::{is_php_fpm_process, is_server};
 use crate::model::input::{Hierarchy, ListenerFact, ProcessFact, UnixListenerFact};
 use crate::model::{BootNs, ProcKey};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 mod parse;
+mod served;
 #[cfg(test)]
 mod tests;
 
@@ -178,6 +179,7 @@ fn listeners(proc: &Path, processes: &[ProcessFact], clock: &Clock) -> Vec<Liste
     for p in processes.iter().filter(|p| p.netns != 0) {
         namespaces.entry(p.netns).or_default().push(p.key);
     }
+    let servers: BTreeSet<ProcKey> = processes.iter().filter(|p| is_server(p)).map(|p| p.key).collect();
     let mut found = Vec::new();
     for (netns, members) in namespaces {
         // The first that still lives speaks for its namespace.
@@ -187,14 +189,23 @@ fn listeners(proc: &Path, processes: &[ProcessFact], clock: &Clock) -> Vec<Liste
         }) else {
             continue;
         };
-        if table.is_empty() {
-            continue;
+        let inodes: BTreeSet<u64> = table.listening.iter().map(|(_, _, inode)| *inode).collect();
+        if !inodes.is_empty() {
+            let holders = holders(proc, &members, &inodes);
+            found.extend(table.listening.iter().map(|(ip, port, inode)| {
+                let holders = holders.get(inode).cloned().unwrap_or_default();
+                ListenerFact { at, netns, ip: *ip, port: *port, inode: *inode, holders, closed: false }
+            }));
         }
-        let inodes: BTreeSet<u64> = table.iter().map(|(_, _, inode)| *inode).collect();
-        let holders = holders(proc, &members, &inodes);
-        found.extend(table.into_iter().map(|(ip, port, inode)| {
-            let holders = holders.get(&inode).cloned().unwrap_or_default();
-            ListenerFact { at, netns, ip, port, inode, holders }
+        let servers: Vec<ProcKey> = members.into_iter().filter(|key| servers.contains(key)).collect();
+        found.extend(served::closed(proc, &servers, &table).into_iter().map(|((ip, port), holders)| ListenerFact {
+            at,
+            netns,
+            ip,
+            port,
+            inode: 0,
+            holders,
+            closed: true,
         }));
     }
     found
@@ -224,17 +235,32 @@ fn unix_listeners<'p>(
     found
 }
 
-/// Listening sockets in a process's network namespace, ordered; `None` when it is gone.
-fn table(proc: &Path, pid: u32) -> Option<BTreeSet<(IpAddr, u16, u64)>> {
+/// The TCP sockets of a network namespace.
+#[derive(Debug, Default)]
+struct Sockets {
+    listening: BTreeSet<(IpAddr, u16, u64)>,
+    /// Connections of ports on which nobody listens.
+    others: Vec<parse::Connection>,
+}
+
+/// Those of a process's network namespace, ordered; `None` when it is gone.
+fn table(proc: &Path, pid: u32) -> Option<Sockets> {
     let net = proc.join(pid.to_string()).join("net");
     let tcp = read(&net.join("tcp"), TABLE_MAX).ok()?;
     // Without IPv6 there is no tcp6.
     let tcp6 = read(&net.join("tcp6"), TABLE_MAX).unwrap_or_default();
-    let mut all = BTreeSet::new();
-    for bytes in [tcp, tcp6] {
-        all.extend(parse::listeners(&String::from_utf8_lossy(&bytes)));
+    let mut sockets = Sockets::default();
+    let texts = [tcp, tcp6].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    for text in &texts {
+        sockets.listening.extend(parse::listeners(text));
     }
-    Some(all)
+    let ports: BTreeSet<u16> = sockets.listening.iter().map(|(_, port, _)| *port).collect();
+    for text in &texts {
+        sockets
+            .others
+            .extend(parse::connections(text).filter(|c| served::may_be_servers(c) && !ports.contains(&c.port)));
+    }
+    Some(sockets)
 }
 
 fn holders(proc: &Path, members: &[ProcKey], inodes: &BTreeSet<u64>) -> BTreeMap<u64, Vec<ProcKey>> {

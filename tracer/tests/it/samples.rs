@@ -258,6 +258,7 @@ pub(crate) fn inputs() -> Vec<Input> {
             port: 80,
             inode: 77,
             holders: vec![key],
+            closed: false,
         }),
         Input::UnixListener(UnixListenerFact {
             at,

@@ -82,7 +82,7 @@ impl Feed {
     }
     fn scan(&mut self, at: BootNs, inode: u64, local: &str, port: u16, holders: &[u32]) {
         let holders = holders.iter().map(|t| key(*t)).collect();
-        self.l.observe_fact(&ListenerFact { at, netns: 2, ip: ip(local), port, inode, holders }, None);
+        self.l.observe_fact(&ListenerFact { at, netns: 2, ip: ip(local), port, inode, holders, closed: false }, None);
     }
     /// `+n` since s (`?` unknown): n sockets; `-` closed at, open since; `.` never.
     fn at(&self, at: BootNs, to: &str, port: u16) -> String {

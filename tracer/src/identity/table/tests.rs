@@ -11,11 +11,11 @@ const HOST: u64 = 5;
 const POD: u64 = 7;
 
 /// Processes of the fixtures start `tgid` ticks after boot.
-fn key(tgid: u32) -> ProcKey {
+pub(in crate::identity) fn key(tgid: u32) -> ProcKey {
     ProcKey { tgid, start_ticks: u64::from(tgid) }
 }
 
-fn task(tgid: u32, ppid: u32, comm: &str) -> Task {
+pub(in crate::identity) fn task(tgid: u32, ppid: u32, comm: &str) -> Task {
     Task {
         tgid,
         pid: tgid,
@@ -32,18 +32,18 @@ fn task(tgid: u32, ppid: u32, comm: &str) -> Task {
     }
 }
 
-fn on_host(task: Task) -> Task {
+pub(in crate::identity) fn on_host(task: Task) -> Task {
     Task { cgroup: HOST, ..task }
 }
 
-struct Feed {
-    table: Table,
+pub(in crate::identity) struct Feed {
+    pub(in crate::identity) table: Table,
     next: u64,
     at: BootNs,
 }
 
 impl Feed {
-    fn new() -> Feed {
+    pub(in crate::identity) fn new() -> Feed {
         let mut table = Table::default();
         for (id, path) in [(1, "/".to_owned()), (HOST, "/system.slice".into()), (POD, format!("/docker/{ID}"))] {
             table.observe_cgroup(&CgroupFact { at: 1, id, hierarchy: Hierarchy::V2, path: Some(path) });
@@ -58,10 +58,10 @@ impl Feed {
         self.table.observe(&Input::Event(event));
         EventId(self.next)
     }
-    fn fork(&mut self, parent: &Task, child: &Task) -> EventId {
+    pub(in crate::identity) fn fork(&mut self, parent: &Task, child: &Task) -> EventId {
         self.event(EventKind::Forked { parent: parent.clone(), child: child.clone() })
     }
-    fn exec(&mut self, task: &Task, path: &str, args: &str) -> EventId {
+    pub(in crate::identity) fn exec(&mut self, task: &Task, path: &str, args: &str) -> EventId {
         let argv = args.split(' ').map(str::to_owned).collect();
         self.event(EventKind::Execed(Execed { task: task.clone(), old_pid: task.pid, path: path.into(), argv }))
     }
@@ -261,8 +261,33 @@ fn names_do_not_make_roles() {
     f.exec(&task(41, 1, "innocent"), "/usr/sbin/nginx", "innocent");
     assert_eq!(f.role(41), (Role::NginxMaster, true));
     f.scan(42, 1, "/opt/server", "nginx: master process x");
-    assert_eq!(f.role(42), (Role::NginxMaster, false));
+    assert_eq!(f.role(42), (Role::Other, false), "a master without workers");
+    f.scan(43, 1, "/opt/server", "nginx: worker process");
+    assert_eq!(f.role(43), (Role::Other, false), "a worker without a master");
     assert_eq!(f.role(4711), (Role::Other, false));
+}
+
+#[test]
+fn a_server_under_another_file_name_is_never_sure() {
+    let mut f = Feed::new();
+    f.scan(20, 1, "/opt/web", "nginx: master process /opt/web -g daemon off;");
+    f.scan(30, 20, "/opt/web", "nginx: worker process");
+    assert_eq!((f.role(20), f.role(30)), ((Role::NginxMaster, false), (Role::NginxWorker, false)));
+    // A worker that it forks later has no title that is known.
+    f.fork(&task(20, 1, "web"), &task(31, 20, "web"));
+    assert_eq!(f.role(31), (Role::NginxWorker, false));
+    f.exec(&task(32, 20, "sh"), "/bin/sh", "sh");
+    assert_eq!(f.role(32), (Role::Shell, true), "what it starts is something else");
+    // Started while we look: the title is read a little after its workers were forked.
+    let (master, child) = (task(50, 1, "fpm"), task(60, 50, "fpm"));
+    f.exec(&master, "/opt/fpm", "fpm -F");
+    f.fork(&master, &child);
+    assert_eq!(f.role(50), (Role::Other, true));
+    f.scan(50, 1, "/opt/fpm", "php-fpm: master process (/etc/fpm.conf)");
+    assert_eq!((f.role(50), f.role(60)), ((Role::PhpFpmMaster, false), (Role::PhpFpmChild, false)));
+    f.exit(&master, 0);
+    f.table.advance(f.at + KEEP_NS + S);
+    assert_eq!(f.role(60), (Role::PhpFpmChild, false), "its master is forgotten");
 }
 
 #[test]
@@ -404,7 +429,15 @@ fn who_serves_an_address() {
     f.scan(42, 40, "/bin/sh", "sh");
     let holders = [42, 41, 40].map(key).to_vec();
     let any = "::".parse().unwrap();
-    f.table.observe_listener(&ListenerFact { at: f.at, netns: 2, ip: any, port: 9000, inode: 9, holders });
+    f.table.observe_listener(&ListenerFact {
+        at: f.at,
+        netns: 2,
+        ip: any,
+        port: 9000,
+        inode: 9,
+        holders,
+        closed: false,
+    });
     assert_eq!(who(&f, 9000), Some((ServerKind::PhpFpm, true, Some(40), true)));
     // By its name only, then by nothing at all.
     f.event(state(3, 81, 50, tcp::CLOSE, tcp::LISTEN));

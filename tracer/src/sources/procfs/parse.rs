@@ -105,6 +105,33 @@ pub(super) fn listeners(text: &str) -> impl Iterator<Item = (IpAddr, u16, u64)> 
     })
 }
 
+/// A row of the same tables that is a connection with a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Connection {
+    pub(super) ip: IpAddr,
+    pub(super) port: u16,
+    pub(super) remote_port: u16,
+    pub(super) inode: u64,
+}
+
+/// Those that are open on this side: ESTABLISHED or CLOSE_WAIT.
+pub(super) fn connections(text: &str) -> impl Iterator<Item = Connection> {
+    text.lines().skip(1).filter_map(|line| {
+        let mut fields = line.split_ascii_whitespace();
+        let (local, remote, state) = (fields.nth(1)?, fields.next()?, fields.next()?);
+        let inode = fields.nth(5)?.parse().ok().filter(|inode| *inode != 0)?;
+        let port = |text: &str| u16::from_str_radix(text, 16).ok();
+        let ((ip, local_port), (_, remote_port)) = (local.split_once(':')?, remote.split_once(':')?);
+        let open = matches!(state, "01" | "08");
+        open.then_some(Connection {
+            ip: address(ip)?.to_canonical(),
+            port: port(local_port)?,
+            remote_port: port(remote_port)?,
+            inode,
+        })
+    })
+}
+
 /// `__SO_ACCEPTCON`, include/linux/net.h: the flag of a socket that listens.
 const ACCEPTCON: u32 = 1 << 16;
 
