@@ -74,6 +74,12 @@ impl Cgroup {
         procs(&self.dir())
     }
 
+    /// Writes to cgroup.kill, as newer runtimes do to end a container (Linux 5.14).
+    pub fn write_kill(&self) -> Result<()> {
+        let file = self.dir().join("cgroup.kill");
+        std::fs::write(&file, "1").with_context(|| format!("cannot write to {}", file.display()))
+    }
+
     /// Kills what is in it and waits until it is empty.
     pub fn kill_all(&self) -> Result<()> {
         kill_all(&self.dir())

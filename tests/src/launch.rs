@@ -21,6 +21,8 @@ pub struct Spec {
     pub netns: Option<PathBuf>,
     /// Directory of the cgroup to join.
     pub cgroup: Option<PathBuf>,
+    /// Its pid namespace.
+    pub pids: Pids,
     /// Host pid of a container's PID 1: join its pid, mount and network namespaces instead of making new ones.
     pub enter: Option<i32>,
     /// Stay in the caller's pid and mount namespaces: for helpers such as a load client.
@@ -29,6 +31,17 @@ pub struct Spec {
     pub binds: Vec<(PathBuf, PathBuf)>,
     /// Where stdout and stderr go; nowhere without it.
     pub log: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pids {
+    /// A new one.
+    #[default]
+    Own,
+    /// That of this process (host pid).
+    Of(i32),
+    /// Stay in the caller's.
+    Callers,
 }
 
 impl Spec {
@@ -55,6 +68,11 @@ impl Launched {
         }
         if let Some(pid) = spec.enter {
             command.arg("--enter").arg(pid.to_string());
+        }
+        match spec.pids {
+            Pids::Own => {}
+            Pids::Of(pid) => drop(command.arg("--pids-of").arg(pid.to_string())),
+            Pids::Callers => drop(command.arg("--host-pids")),
         }
         if spec.plain {
             command.arg("--plain");

@@ -22,6 +22,13 @@ impl Netns {
         Ok(ns)
     }
 
+    /// A name for the host's own network namespace; dropping it takes away the name only.
+    pub fn of_host(tag: &str) -> Result<Self> {
+        let ns = Self { name: format!("w5-{}-{}-{tag}", std::process::id(), serial()) };
+        run("ip", &["netns", "attach", &ns.name, "1"])?;
+        Ok(ns)
+    }
+
     pub fn path(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.name)
     }

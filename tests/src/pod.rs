@@ -1,7 +1,7 @@
 //! A pod: one network namespace shared by containers that have a cgroup and a pid namespace each.
 
 use crate::cgroup::{Cgroup, container_id, pod_uid};
-use crate::launch::{Launched, Spec};
+use crate::launch::{self, Launched, Spec};
 use crate::net::Netns;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -10,23 +10,62 @@ use std::ffi::OsString;
 use std::path::Path;
 use std::time::Duration;
 
+/// Whose pid namespace the containers of a pod are in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Pids {
+    /// Each has its own.
+    #[default]
+    Own,
+    /// shareProcessNamespace: one for all of them, whose PID 1 is a pause of its own container.
+    Shared,
+    /// hostPID.
+    Host,
+}
+
+/// What a pod shares with the host, and among its containers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PodConf {
+    pub pids: Pids,
+    /// Its containers are in the host's network namespace.
+    pub host_network: bool,
+}
+
 #[derive(Debug)]
 pub struct Pod {
     pub uid: String,
     pub netns: Netns,
+    conf: PodConf,
+    /// The container of a shared pid namespace's PID 1.
+    pub pause: Option<Container>,
 }
 
 impl Pod {
     pub fn new(tag: &str) -> Result<Self> {
-        Ok(Self { uid: pod_uid(), netns: Netns::new(tag)? })
+        Self::with(tag, PodConf::default())
     }
 
-    /// Starts a container in this pod; `spec`'s namespace and cgroup are set here.
+    pub fn with(tag: &str, conf: PodConf) -> Result<Self> {
+        let netns = if conf.host_network { Netns::of_host(tag)? } else { Netns::new(tag)? };
+        let mut pod = Self { uid: pod_uid(), netns, conf, pause: None };
+        if conf.pids == Pids::Shared {
+            // As Kubernetes' pause does: it waits, reaps, and ends on a signal.
+            let script = "trap 'exit 0' TERM INT; while :; do sleep 1000 & wait; done";
+            pod.pause = Some(pod.start(Spec::new(["/bin/sh", "-c", script]))?);
+        }
+        Ok(pod)
+    }
+
+    /// Starts a container in this pod; `spec`'s namespaces and cgroup are set here.
     pub fn start(&self, mut spec: Spec) -> Result<Container> {
         let id = container_id();
         let cgroup = Cgroup::kubepods(&self.uid, &id)?;
         spec.netns = Some(self.netns.path());
         spec.cgroup = Some(cgroup.dir());
+        spec.pids = match (&self.pause, self.conf.pids) {
+            (_, Pids::Host) => launch::Pids::Callers,
+            (Some(pause), _) => launch::Pids::Of(pause.pid()),
+            (None, _) => launch::Pids::Own,
+        };
         Ok(Container { id, process: Launched::start(&spec)?, cgroup })
     }
 }
@@ -40,6 +79,17 @@ pub enum Pid1 {
     Shell,
     /// tini: passes signals on to the server.
     Tini,
+    /// Passes signals on to the server's whole session.
+    DumbInit,
+    Catatonit,
+    /// A shell whose trap passes TERM and QUIT on, and which waits for the server's end.
+    Trap,
+    /// The same, but its `wait` is cut short by the signal, and it ends before the server has.
+    TrapEndsFirst,
+    /// Waits for nothing: it exits on TERM, and the server is killed with it. For nginx only.
+    Runit,
+    /// Stops the server and waits for it. For nginx only.
+    S6,
 }
 
 impl Pid1 {
@@ -49,9 +99,39 @@ impl Pid1 {
             Pid1::Server => &[],
             Pid1::Shell => &["/bin/sh", "-c", "\"$@\" & wait", "entrypoint"],
             Pid1::Tini => &["tini", "--"],
+            Pid1::DumbInit => &["dumb-init", "--"],
+            Pid1::Catatonit => &["catatonit", "--"],
+            Pid1::Trap => &["/bin/sh", "-c", TRAP, "entrypoint"],
+            Pid1::TrapEndsFirst => &["/bin/sh", "-c", TRAP_ENDS_FIRST, "entrypoint"],
+            Pid1::Runit => &["/bin/sh", "-c", RUNIT, "entrypoint"],
+            Pid1::S6 => &["/bin/sh", "-c", S6, "entrypoint"],
         }
     }
+
+    /// Why it cannot be used here: its program is not installed.
+    pub fn lacks(self) -> Option<String> {
+        let (program, package) = match self {
+            Pid1::Tini => ("tini", "tini"),
+            Pid1::DumbInit => ("dumb-init", "dumb-init"),
+            Pid1::Catatonit => ("catatonit", "catatonit"),
+            Pid1::Runit => ("runsvdir", "runit"),
+            Pid1::S6 => ("s6-svscan", "s6"),
+            Pid1::Server | Pid1::Shell | Pid1::Trap | Pid1::TrapEndsFirst => return None,
+        };
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
+        (!found).then(|| format!("{program} is not installed (apt-get install {package})"))
+    }
 }
+
+const TRAP: &str = "trap 'kill -TERM $pid' TERM; trap 'kill -QUIT $pid' QUIT; \"$@\" & pid=$!; \
+    while kill -0 $pid 2>/dev/null; do wait $pid; done";
+const TRAP_ENDS_FIRST: &str = "trap 'kill -TERM $pid' TERM; trap 'kill -QUIT $pid' QUIT; \"$@\" & pid=$!; wait";
+/// Both have a directory for each service, with a program that is to become it. nginx's fifth word is its own directory.
+const RUNIT: &str = "d=\"$5/service\"; mkdir -p \"$d/nginx\"; printf '#!/bin/sh\\nexec %s\\n' \"$*\" > \"$d/nginx/run\"; \
+    chmod 755 \"$d/nginx/run\"; exec runsvdir \"$d\"";
+const S6: &str = "d=\"$5/service\"; mkdir -p \"$d/nginx\"; printf '#!/bin/sh\\nexec %s\\n' \"$*\" > \"$d/nginx/run\"; \
+    chmod 755 \"$d/nginx/run\"; exec s6-svscan \"$d\"";
 
 /// Its fields are dropped in this order: first the processes, then the cgroup.
 #[derive(Debug)]

@@ -5,7 +5,7 @@ use crate::ledger::Claim;
 use crate::net::{Link, Netns, veth};
 use crate::nginx::{Nginx, NginxConf};
 use crate::php::{self, Fpm, FpmConf, Served};
-use crate::pod::{Container, Pod};
+use crate::pod::{Container, Pod, PodConf};
 use crate::tun::{Trouble, Tun};
 use crate::{cgroup, net, supervised};
 use anyhow::{Context, Result};
@@ -30,6 +30,7 @@ pub struct SiteConf {
     pub supervisor: supervised::Order,
     /// An nginx in a container of its own before the pod's nginx, in the same pod, on port 80.
     pub sidecar: bool,
+    pub pod: PodConf,
 }
 
 /// A running site. Dropped in this order: servers, networks, files.
@@ -89,7 +90,7 @@ impl Site {
         let dir = Dir::new()?;
         let www = dir.open_subdir("www")?;
         let client = Netns::new("client")?;
-        let pod = Pod::new("pod")?;
+        let pod = Pod::with("pod", conf.pod)?;
         let edge_pod = conf.edge.map(|_| Pod::new("edge")).transpose()?;
         let before_pod = edge_pod.as_ref().map_or(&client, |p| &p.netns);
         let (tun, link) = match conf.trouble {

@@ -32,6 +32,12 @@ struct Args {
     /// Host pid of a container's PID 1: join its pid, mount and network namespaces instead of making new ones
     #[arg(long, conflicts_with_all = ["plain", "netns", "bind"])]
     enter: Option<i32>,
+    /// Host pid of a process whose pid namespace to join, instead of making a new one
+    #[arg(long, conflicts_with_all = ["plain", "enter"])]
+    pids_of: Option<i32>,
+    /// No pid namespace, but a mount namespace
+    #[arg(long, conflicts_with_all = ["plain", "enter", "pids_of"])]
+    host_pids: bool,
     /// No pid and mount namespaces
     #[arg(long)]
     plain: bool,
@@ -59,9 +65,9 @@ fn start(args: &Args) -> Result<ExitCode> {
     // Closed by a successful exec; carries the reason of a failed one.
     let (reader, writer) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("cannot make a pipe")?;
     // Only the children of this process get into the namespace; of a new one, the next child is PID 1.
-    if let Some(pid) = args.enter {
+    if let Some(pid) = args.enter.or(args.pids_of) {
         join(pid, "pid", CloneFlags::CLONE_NEWPID)?;
-    } else if !args.plain {
+    } else if !args.plain && !args.host_pids {
         unshare(CloneFlags::CLONE_NEWPID).context("cannot make a pid namespace")?;
     }
     // SAFETY: this process has one thread, so the child may do anything.
@@ -90,7 +96,7 @@ fn start(args: &Args) -> Result<ExitCode> {
 fn become_container(args: &Args) -> Result<std::convert::Infallible> {
     prctl::set_pdeathsig(Signal::SIGKILL).context("cannot ask for a death signal")?;
     // In a new pid namespace the parent is outside (0); without one, 1 means that it died before the call above.
-    if args.plain && getppid() == Pid::from_raw(1) {
+    if (args.plain || args.host_pids) && getppid() == Pid::from_raw(1) {
         bail!("the launcher is gone");
     }
     // A Ctrl-C in the caller's terminal is not for the container.
