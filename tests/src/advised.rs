@@ -111,8 +111,8 @@ impl Plan {
         match id {
             "stopsignal-sigquit" => (self.nginx.signal, self.quit_hook) = (Signal::SIGQUIT, false),
             "prestop-sleep" => (self.nginx.pre_stop, self.quit_hook) = (Some(PreStop::Sleep(seconds?)), false),
-            // Without a value there is nothing that would need more than what is there.
-            "grace-period" => self.deletion.grace = self.deletion.grace.max(seconds.unwrap_or_default()),
+            // The advice is "so long, or longer": the least must do. Without a value nothing was seen that needs more.
+            "grace-period" => self.deletion.grace = seconds.unwrap_or(self.deletion.grace),
             "stop-before-kill" => self.act = Act::Delete,
             "exec-in-entrypoint" => self.site.nginx.pid1 = Pid1::Server,
             "worker-shutdown-timeout" => {
