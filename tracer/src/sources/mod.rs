@@ -3,4 +3,6 @@
 
 pub mod cgroups;
 pub mod procfs;
+pub mod root;
+pub mod running;
 pub mod spec;
