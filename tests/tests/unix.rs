@@ -233,13 +233,14 @@ fn a_full_queue() -> Result<()> {
     })
 }
 
-/// Requests that come while php-fpm finishes what it has: two find room in the queue, which nobody takes them out of.
+/// Requests that come while php-fpm finishes what it has: a few find room in the queue, which nobody takes them out of.
 #[test]
 fn a_queue_that_fills_while_php_fpm_stops() -> Result<()> {
     let name = "unix queue full in a stop";
     runs(name, Cause::FpmAcceptQueueDropped, || {
         let children = 4;
-        let fpm = FpmConf { children, backlog: Some(1), process_control_timeout: 10, ..FpmConf::default() };
+        // Room for the first ones, should they all come before a child takes one.
+        let fpm = FpmConf { children, backlog: Some(children), process_control_timeout: 10, ..FpmConf::default() };
         let site = Site::start(&on_unix(fpm))?;
         let watch = watch(&site)?;
         let mut slow = load(&site, "/slow.php?ms=2000", children as usize);

@@ -7,7 +7,7 @@ use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, Thrown};
 use crate::correlate::stops::Command;
-use crate::identity::{Place, Process, Role};
+use crate::identity::{ExecRef, Place, Process, Role};
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task};
 use crate::model::incident::{Link, ProcessRef};
 
@@ -145,6 +145,19 @@ impl Chain {
             command.argv.join(" ")
         );
         self.push(exit.event, exit.at, "exec-failed", rule, Some(process_ref(&exit.task, view)), text);
+    }
+
+    /// A server that was there and did not listen yet, by the exec that began it.
+    pub fn started(&mut self, server: &Process, exec: ExecRef, view: &View) {
+        let role = view.table.role(&server.key).role;
+        let process = ProcessRef {
+            pid: server.ns_pid,
+            host_pid: server.key.tgid,
+            comm: server.comm.clone(),
+            role: Some(role.id().to_string()),
+        };
+        let text = format!("{} {} was started", server.comm, server.key.tgid);
+        self.push(exec.event, exec.at, "exec", "started-and-not-listening-yet", Some(process), text);
     }
 
     /// A connection of a proxy to the server behind it.

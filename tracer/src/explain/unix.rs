@@ -7,9 +7,12 @@ use super::server::{Kind, Server};
 use super::{Finding, View};
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Conn, Evidence, Lost};
+use crate::identity::FoundBy;
 use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Trigger};
 
+/// php-fpm listens within milliseconds of its exec, a script around it or a busy node may take longer.
+const START_NS: u64 = 60_000_000_000;
 /// Longer than any process_control_timeout that somebody waits for.
 const LATELY_NS: u64 = 600_000_000_000;
 
@@ -85,25 +88,44 @@ pub fn queue_full_while_stopping(lost: &Lost, server: &Server, view: &View) -> O
     })
 }
 
-/// Nobody listened on the path, and no end of a php-fpm is known that would say why.
+/// Nobody listened on the path, and no end of a php-fpm is known that would say why: it had not begun to, or who should have
+/// is not known.
 pub fn nobody_listens(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Conn::Unix { path, .. } = &lost.conn else { return None };
+    let (Conn::Unix { path, .. }, Evidence::UnixRefused { found, .. }) = (&lost.conn, &lost.evidence) else {
+        return None;
+    };
     if server.kind != Kind::PhpFpm || !lost.refused() || Gone::of(lost, server, view).is_some() {
         return None;
     }
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
-    let mut confidence = Confidence::of(0.6);
     let alive = server.process.and_then(|key| view.table.process(&key)).filter(|p| p.alive());
-    match alive {
-        Some(_) => confidence.because("php-fpm runs: since when its socket was not there is not known"),
-        None => confidence.because("how the php-fpm of this socket ended is not known"),
-    }
+    // One that is known to have served this path had begun to.
+    let young = alive.filter(|_| *found != Some(FoundBy::Path)).and_then(|p| {
+        let exec = p.execs.last().filter(|e| e.at <= lost.at && lost.at - e.at < START_NS)?;
+        Some((p, *exec))
+    });
+    let mut confidence = Confidence::of(if young.is_some() { 0.9 } else { 0.6 });
+    let summary = match (young, alive) {
+        (Some((p, exec)), _) => {
+            chain.started(p, exec, view);
+            confidence.because("that it was going to listen on this path is not known");
+            let ms = (lost.at - exec.at) / 1_000_000;
+            format!("php-fpm had been started {ms} ms before and did not listen on unix:{path} yet")
+        }
+        (None, alive) => {
+            confidence.because(match alive {
+                Some(_) => "php-fpm runs: since when its socket was not there is not known",
+                None => "how the php-fpm of this socket ended is not known",
+            });
+            format!("nobody listened on unix:{path} when nginx wanted to pass the request on")
+        }
+    };
     Some(Finding {
         cause: Cause::FpmNotListening,
-        sub_cause: None,
+        sub_cause: young.is_some().then_some("not-started"),
         trigger: Trigger::Unknown,
-        summary: format!("nobody listened on unix:{path} when nginx wanted to pass the request on"),
+        summary,
         chain,
         confidence,
         missing: Vec::new(),

@@ -1,7 +1,7 @@
 //! php-fpm on a unix socket, by hand.
 
 use super::{Node, POD, S, causes, exiting, host, master, task};
-use crate::model::event::{EventKind, SI_KERNEL, SigInfo, SignalGenerated, Task, UnixDropped, UnixRefused};
+use crate::model::event::{EventKind, Execed, SI_KERNEL, SigInfo, SignalGenerated, Task, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
 use crate::model::input::{CgroupFact, Hierarchy, ProcessFact, UnixListenerFact};
 use crate::model::{Cause, Incident, Input, Level};
@@ -336,12 +336,7 @@ fn the_later_life_of_a_restarted_php_fpm_counts() {
     node.signal(200 * S, 3, fpm()).ends(200 * S + MS);
     let next = Task { tgid: 720, pid: 720, start_ns: 210 * S, ..fpm() };
     node.event(210 * S, EventKind::Forked { parent: host(), child: Task { comm: "runc".into(), ..next.clone() } });
-    let exec = crate::model::event::Execed {
-        task: next.clone(),
-        old_pid: 720,
-        path: "/usr/sbin/php-fpm8.2".into(),
-        argv: Vec::new(),
-    };
+    let exec = Execed { task: next.clone(), old_pid: 720, path: "/usr/sbin/php-fpm8.2".into(), argv: Vec::new() };
     node.event(210 * S + 1, EventKind::Execed(exec));
     node.event(220 * S, refused(11));
     node.signal(230 * S, 15, next.clone()).exits(230 * S + 1, next.clone(), 0).event(231 * S, refused(2));
@@ -380,4 +375,35 @@ fn a_client_elsewhere_that_was_seen_to_use_the_socket() {
         let said = node.said(true);
         assert_eq!((only(&said).cause, only(&said).confidence.level), (Cause::FpmNotListening, level), "{said:#?}");
     }
+}
+
+#[test]
+fn refused_by_one_that_has_just_been_started() {
+    let mut node = Node::new();
+    let id = "c".repeat(64);
+    let path = Some(format!("/kubepods/burstable/pod{POD}/{id}"));
+    node.inputs.push(Input::Cgroup(CgroupFact { at: 3, id: FPM_CGROUP, hierarchy: Hierarchy::V2, path }));
+    let young = Task { start_ns: 199 * S, ..fpm() };
+    let exec = Execed { task: young.clone(), old_pid: 700, path: "/usr/sbin/php-fpm8.2".into(), argv: Vec::new() };
+    node.event(200 * S, EventKind::Execed(exec)).event(200 * S + 20 * MS, refused(2)).event(300 * S, refused(2));
+    let said = node.said(true);
+    let [first, late] = &said[..] else { panic!("{said:#?}") };
+    assert_eq!((first.sub_cause.as_deref(), first.confidence.level), (Some("not-started"), Level::Likely));
+    assert_eq!(rules(first), ["unix-connect-failed", "started-and-not-listening-yet"]);
+    assert_eq!((late.sub_cause.as_deref(), late.confidence.level), (None, Level::Possible), "no start takes so long");
+    // It is known to have listened: somebody took its socket away.
+    let mut node = pod(true);
+    node.event(200 * S, refused(2));
+    assert_eq!(only(&node.said(true)).confidence.level, Level::Possible);
+}
+
+#[test]
+fn refused_after_a_crash() {
+    let mut node = pod(true);
+    node.inside(200 * S, 11, fpm(), fpm());
+    node.exits(200 * S + 1, child(1), 9).exits(200 * S + 2, child(2), 9).exits(200 * S + 3, fpm(), 11);
+    node.event(201 * S, refused(111));
+    let said = node.said(true);
+    let one = only(&said);
+    assert_eq!((one.cause, one.sub_cause.as_deref()), (Cause::FpmNotListening, Some("crashed")), "{one:#?}");
 }
