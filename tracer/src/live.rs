@@ -188,7 +188,7 @@ impl Live {
         let mut own = check::Own::default();
         let mut early = Vec::new();
         if options.check {
-            let checked = check::run(&mut drain, &mounts, options.all_signals).await?;
+            let checked = check::run(&mut drain, &mounts, options.all_signals, &probes.status()).await?;
             degraded.extend(checked.unchecked);
             (own, early) = (checked.own, checked.batches);
         }

@@ -181,13 +181,16 @@ fn lost(u: &Unix<'_>, us: &Facts) -> Result<()> {
 
     let path = u.path("queue");
     let listener = UnixListener::bind(&path)?;
+    u.fire.cgroups.enter(CLIENT)?;
     let mut asked = UnixStream::connect(&path)?;
     let mut silent = UnixStream::connect(&path)?;
+    u.fire.cgroups.enter(SERVER)?;
     asked.write_all(&REQUEST)?;
     drop(listener);
     reset(&mut asked)?;
     reset(&mut silent)?;
-    u.dropped("listener with a queue", text(&path)?, 1, 2, &json!({"task": us.json(), "server_cgroup": server}))?;
+    let queued = json!({"task": us.json(), "server_cgroup": server, "client_cgroup": u.fire.cgroups.id(CLIENT)?});
+    u.dropped("listener with a queue", text(&path)?, 1, 2, &queued)?;
 
     // No path, and NULs in the name.
     let name = format!("why502\0fire {}", std::process::id());

@@ -2,17 +2,18 @@
 //! them field by field. A wrong offset that the verifier let pass (two members of one width swapped, a kernel whose BTF
 //! does not describe it) is an error that names the field, not a wrong verdict later.
 //!
-//! Done: a child process that ends at once, two TCP connections over loopback, a signal without effect to ourselves. The
-//! records of these never reach the input sequence.
+//! Done: a child process that ends at once, TCP connections over loopback and AF_UNIX ones, a signal without effect to
+//! ourselves. The records of these never reach the input sequence.
 
 mod acts;
 mod compare;
+mod unix;
 
 use crate::kernel::clock;
 use crate::kernel::host::Mounts;
 use crate::model::BootNs;
 use crate::model::event::{Event, EventKind, Tuple};
-use crate::model::input::Degraded;
+use crate::model::input::{Degraded, HookStatus};
 use crate::ring::drain::{Batch, Drain};
 use acts::{Acts, Connection};
 use compare::Us;
@@ -38,8 +39,8 @@ pub(super) struct Checked {
     pub(super) own: Own,
     /// Everything that was drained meanwhile, our own records included.
     pub(super) batches: Vec<Batch>,
-    /// What could not be tried here.
-    pub(super) unchecked: Option<Degraded>,
+    /// What could not be tried here, and optional hooks that told nothing.
+    pub(super) unchecked: Vec<Degraded>,
 }
 
 /// Which records are of our own doings.
@@ -82,15 +83,21 @@ impl Own {
             EventKind::TcpState(s) => ours(&s.tuple),
             EventKind::ResetSent(r) => ours(&r.tuple),
             EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => ours(&n.tuple),
-            EventKind::OomVictim { .. } | EventKind::UnixDropped(_) | EventKind::UnixRefused(_) => false,
+            EventKind::UnixDropped(_) | EventKind::UnixRefused(_) => unix::made(us, event),
+            EventKind::OomVictim { .. } => false,
         }
     }
 }
 
 /// Does the acts, waits for their records and compares. The probes must be attached.
-pub(super) async fn run(drain: &mut Drain, mounts: &Mounts, all_signals: bool) -> Result<Checked, CheckError> {
+pub(super) async fn run(
+    drain: &mut Drain,
+    mounts: &Mounts,
+    all_signals: bool,
+    hooks: &[HookStatus],
+) -> Result<Checked, CheckError> {
     let us = Us::read(mounts);
-    let (acts, problems) = Acts::perform(all_signals).await;
+    let (acts, problems) = Acts::perform(all_signals, hooks).await;
     let mut own = Own {
         us: Some(us.clone()),
         child: acts.child.as_ref().map(|c| c.pid),
@@ -109,17 +116,20 @@ pub(super) async fn run(drain: &mut Drain, mounts: &Mounts, all_signals: bool) -
             }
         }
         batches.push(batch);
-        match found.missing(&acts) {
-            None => break,
-            Some(unseen) if clock::boot_ns().saturating_sub(began) > PATIENCE => return Err(unseen),
-            Some(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+        let late = clock::boot_ns().saturating_sub(began) > PATIENCE;
+        match (found.missing(&acts), found.unseen(&acts)) {
+            (None, None) => break,
+            (None, Some(_)) if late => break,
+            (Some(unseen), _) if late => return Err(unseen),
+            _ => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     }
     own.until = clock::boot_ns();
-    let unchecked = (!problems.is_empty()).then(|| Degraded {
-        id: "check-partial".to_owned(),
-        text: format!("the probes could not be checked whole at the start: {}", problems.join("; ")),
-    });
+    let degraded = |id: &str, text: String| Degraded { id: id.to_owned(), text };
+    let partial = format!("the probes could not be checked whole at the start: {}", problems.join("; "));
+    let partial = (!problems.is_empty()).then(|| degraded("check-partial", partial));
+    let unseen = found.unseen(&acts).map(|what| degraded("unix-unseen", what.to_owned()));
+    let unchecked = partial.into_iter().chain(unseen).collect();
     Ok(Checked { own, batches, unchecked })
 }
 
@@ -133,6 +143,7 @@ struct Found {
     /// Per connection: listener closed, connection closed.
     closes: Vec<(u16, bool)>,
     resets: Vec<u16>,
+    unix: unix::Found,
 }
 
 impl Found {
@@ -174,8 +185,16 @@ impl Found {
                 self.resets.push(connection.server.port());
                 compare::reset(us, connection, r)
             }
+            (EventKind::UnixDropped(_) | EventKind::UnixRefused(_), _) => {
+                acts.unix.as_ref().map_or(Ok(()), |act| self.unix.take(event, us, act))
+            }
             _ => Ok(()),
         }
+    }
+
+    /// What the optional hooks did not tell yet.
+    fn unseen(&self, acts: &Acts) -> Option<&'static str> {
+        acts.unix.as_ref().and_then(|act| self.unix.missing(act))
     }
 
     /// The first record that did not come yet.

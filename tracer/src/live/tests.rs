@@ -143,6 +143,7 @@ fn swapped_offsets_are_refused_by_name() {
             ("TASK_REAL_PARENT", "TASK_GROUP_LEADER", ""),
             ("SK_ERR", "SK_MAX_ACK_BACKLOG", ""),
             ("SK_SHUTDOWN", "SK_STATE", "sk_shutdown"),
+            ("SKB_LEN", "UNIX_ADDR_LEN", ""),
         ];
         let mut refused = 0;
         for (a, b, field) in swaps {

@@ -308,9 +308,12 @@ pub struct UnixDropped {
     pub server_sk: u64,
     /// The socket that had sent the bytes; 0 for an embryo.
     pub client_sk: u64,
-    /// v2 cgroups of the two sockets; 0 unknown.
+    /// v2 cgroup of the task that closes; 0 unknown. The kernel makes a server's end of a connection in connect(2), in the
+    /// client's cgroup and network namespace.
     pub server_cgroup: u64,
+    /// v2 cgroup that the client connected in (an embryo), or made its socket in.
     pub client_cgroup: u64,
+    /// The client's.
     pub netns: u32,
     /// The connection itself, thrown out of a listener's accept queue.
     pub embryo: bool,

@@ -1,5 +1,7 @@
 //! What the check does: things with a known outcome that disturb nobody.
 
+use super::unix;
+use crate::model::input::HookStatus;
 use rustix::process::{Signal, getpid, kill_process};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -44,11 +46,12 @@ pub(super) struct Acts {
     pub(super) child: Option<Child>,
     pub(super) connections: Vec<Connection>,
     pub(super) signalled: bool,
+    pub(super) unix: Option<unix::Act>,
 }
 
 impl Acts {
     /// Does all of it; what cannot be done here is told in the second value.
-    pub(super) async fn perform(all_signals: bool) -> (Acts, Vec<String>) {
+    pub(super) async fn perform(all_signals: bool, hooks: &[HookStatus]) -> (Acts, Vec<String>) {
         let mut acts = Acts::default();
         let mut problems = Vec::new();
         match child().await {
@@ -69,6 +72,10 @@ impl Acts {
         }
         // Hosts without IPv6 are no problem: there will be no IPv6 connection to misread.
         acts.connections.extend(quiet(IpAddr::V6(Ipv6Addr::LOCALHOST), 42));
+        match unix::Act::perform(hooks) {
+            Ok(act) => acts.unix = Some(act),
+            Err(e) => problems.push(format!("no unix sockets: {e}")),
+        }
         (acts, problems)
     }
 

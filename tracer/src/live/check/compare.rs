@@ -64,9 +64,14 @@ impl Us {
     }
 }
 
-type Verdict = Result<(), CheckError>;
+pub(super) type Verdict = Result<(), CheckError>;
 
-fn same<T: PartialEq + Display>(record: &'static str, field: &'static str, found: &T, wanted: &T) -> Verdict {
+pub(super) fn same<T: PartialEq + Display>(
+    record: &'static str,
+    field: &'static str,
+    found: &T,
+    wanted: &T,
+) -> Verdict {
     if found == wanted {
         return Ok(());
     }
@@ -74,17 +79,22 @@ fn same<T: PartialEq + Display>(record: &'static str, field: &'static str, found
     Err(CheckError::Wrong { record, field, found, wanted })
 }
 
-fn known<T: PartialEq + Display>(record: &'static str, field: &'static str, found: &T, wanted: &Option<T>) -> Verdict {
+pub(super) fn known<T: PartialEq + Display>(
+    record: &'static str,
+    field: &'static str,
+    found: &T,
+    wanted: &Option<T>,
+) -> Verdict {
     wanted.as_ref().map_or(Ok(()), |wanted| same(record, field, found, wanted))
 }
 
-fn holds(record: &'static str, field: &'static str, found: impl Display, wanted: &str, ok: bool) -> Verdict {
+pub(super) fn holds(record: &'static str, field: &'static str, found: impl Display, wanted: &str, ok: bool) -> Verdict {
     let wrong = |found: String| CheckError::Wrong { record, field, found, wanted: wanted.to_owned() };
     if ok { Ok(()) } else { Err(wrong(found.to_string())) }
 }
 
 /// One of our own threads.
-fn ourselves(record: &'static str, us: &Us, t: &Task) -> Verdict {
+pub(super) fn ourselves(record: &'static str, us: &Us, t: &Task) -> Verdict {
     common(record, us, t, us.pid)?;
     known(record, "task.start_boottime (ticks)", &t.key().start_ticks, &us.start_ticks)?;
     known(record, "task.real_parent", &t.ppid, &us.ppid)?;

@@ -1,6 +1,8 @@
 use super::*;
 use crate::model::EventId;
-use crate::model::event::{Digest, Execed, ResetSent, ResetSocket, Side, SigInfo, SignalGenerated, Task, TcpState};
+use crate::model::event::{
+    Digest, Execed, ResetSent, ResetSocket, Side, SigInfo, SignalGenerated, Task, TcpState, UnixDropped, UnixRefused,
+};
 use acts::Child;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -44,7 +46,9 @@ fn at(port: u16) -> SocketAddr {
 fn acts() -> Acts {
     let quiet = Connection { server: at(4000), client: at(5000), received: 502, sent: 0, unread: 0 };
     let reset = Connection { server: at(4001), client: at(5001), received: 17, sent: 3, unread: 5 };
-    Acts { child: Some(Child { pid: 101, status: 256 }), connections: vec![quiet, reset], signalled: true }
+    let unix = unix::Act { path: "@ours".into(), closes: true, connects: true };
+    let child = Some(Child { pid: 101, status: 256 });
+    Acts { child, connections: vec![quiet, reset], signalled: true, unix: Some(unix) }
 }
 
 fn tuple(local_port: u16, remote_port: u16) -> Tuple {
@@ -109,6 +113,20 @@ fn reset() -> ResetSent {
     }
 }
 
+fn dropped(embryo: bool) -> UnixDropped {
+    UnixDropped {
+        server_sk: 1,
+        client_sk: if embryo { 0 } else { 2 },
+        server_cgroup: 77,
+        client_cgroup: 77,
+        netns: 9,
+        embryo,
+        len: if embryo { 0 } else { 13 },
+        path: "@ours".into(),
+        task: task(100),
+    }
+}
+
 /// The records of a kernel whose offsets are right.
 fn records() -> Vec<EventKind> {
     let argv = vec!["why502-self-check".to_owned(), "--version".to_owned()];
@@ -137,6 +155,9 @@ fn records() -> Vec<EventKind> {
         EventKind::TcpState(second),
         EventKind::ResetSent(reset()),
         EventKind::TcpState(tcp(4001, 0, 10, 7)),
+        EventKind::UnixDropped(dropped(false)),
+        EventKind::UnixDropped(dropped(true)),
+        EventKind::UnixRefused(UnixRefused { error: 111, path: "@ours".into(), task: task(100) }),
     ]
     .into_iter()
     .map(|kind| match kind {
@@ -167,7 +188,8 @@ fn check(records: Vec<EventKind>) -> Result<Option<CheckError>, CheckError> {
             found.take(&event, &us(), &acts)?;
         }
     }
-    Ok(found.missing(&acts))
+    let unseen = found.unseen(&acts).map(|_| CheckError::Unseen { record: "unix", act: "unix socket" });
+    Ok(found.missing(&acts).or(unseen))
 }
 
 #[test]
@@ -255,6 +277,42 @@ fn wrong_socket_fields_are_named() {
 }
 
 #[test]
+fn wrong_unix_fields_are_named() {
+    type Change = fn(&mut UnixDropped);
+    let changes: [(&str, Change); 6] = [
+        ("unix_address.name", |d| d.path = "@other".into()),
+        ("sk_buff.len", |d| d.len = 7),
+        ("skc_net", |d| d.netns = 7),
+        ("task.cgroups.dfl_cgrp", |d| d.server_cgroup = 7),
+        ("sk_cgrp_data", |d| d.client_cgroup = 7),
+        ("unix_sock.peer", |d| d.server_sk = d.client_sk),
+    ];
+    for (field, change) in changes {
+        let on_drop = |kind: &mut EventKind| {
+            if let EventKind::UnixDropped(d) = kind {
+                change(d);
+            }
+        };
+        assert_eq!(wrong(on_drop), field);
+    }
+    let refused = |kind: &mut EventKind| {
+        if let EventKind::UnixRefused(r) = kind {
+            r.error = 2;
+        }
+    };
+    assert_eq!(wrong(refused), "result");
+}
+
+#[test]
+fn hooks_that_are_not_attached_are_not_waited_for() {
+    let act = |closes, connects| unix::Act { path: "@ours".into(), closes, connects };
+    let none = unix::Found::default();
+    assert!(none.missing(&act(false, false)).is_none());
+    assert!(none.missing(&act(true, false)).is_some_and(|text| text.starts_with("closes")));
+    assert!(none.missing(&act(false, true)).is_some_and(|text| text.starts_with("failed connects")));
+}
+
+#[test]
 fn what_others_do_is_not_ours() {
     let mut own = own();
     let mut others = vec![EventKind::Exited { task: task(55), code: 0 }];
@@ -275,7 +333,7 @@ fn what_others_do_is_not_ours() {
 fn the_acts_can_be_done_here() {
     let _alone = crate::live::tests::alone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let (acts, problems) = runtime.block_on(Acts::perform(false));
+    let (acts, problems) = runtime.block_on(Acts::perform(false, &[]));
     assert_eq!(problems, [""; 0]);
-    assert!(acts.child.is_some() && acts.signalled && acts.connections.len() >= 2);
+    assert!(acts.child.is_some() && acts.signalled && acts.connections.len() >= 2 && acts.unix.is_some());
 }
