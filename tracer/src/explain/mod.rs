@@ -24,9 +24,9 @@ mod supervisor;
 mod unix;
 
 use crate::correlate::history::History;
-use crate::correlate::lost::Lost;
+use crate::correlate::lost::{Evidence, Lost};
 use crate::correlate::stops::Stops;
-use crate::identity::Table;
+use crate::identity::{ListenState, Table};
 use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Incident, Missing, Trigger};
 use crate::model::input::Started;
@@ -36,6 +36,7 @@ use confidence::Confidence;
 use server::Server;
 
 pub use incident::{container_of, pod_of};
+pub use prestop::is_hook;
 
 /// Names a stop: the same in every replay.
 pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
@@ -127,6 +128,10 @@ fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
         }
         _ => {
             let signals = server.stop_signals(view, lost.at);
+            if listened_before_the_start(lost, view) {
+                let effect = "nobody listened there any more when why502 was ready: what had ended that was not seen";
+                what("started-late", effect.into());
+            }
             match signals.last() {
                 None => what("stop-signal", format!("no stop signal to {} was seen before the loss", server.name())),
                 Some(last) => {
@@ -157,4 +162,13 @@ fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
         summary: format!("{}: why is not known", chain::what_happened(lost, server)),
         missing,
     }
+}
+
+/// It is known that somebody had listened there, not who ended it.
+fn listened_before_the_start(lost: &Lost, view: &View) -> bool {
+    let Some(t) = lost.tcp().filter(|_| matches!(lost.evidence, Evidence::Refused { closed: None, .. })) else {
+        return false;
+    };
+    let state = view.table.listeners().state_at(t.netns, t.local_ip, t.local_port, lost.at);
+    matches!(state, ListenState::Closed { event: None, .. })
 }

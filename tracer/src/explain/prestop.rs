@@ -19,8 +19,7 @@ const GENERATIONS: usize = 8;
 /// The hook of the pod's spec failed, so nothing held the stop signal back or came before it.
 pub fn failed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let asked = asked(lost, server, view)?;
-    let is_hook = |c: &Command| view.history.specs().iter().any(|s| s.pre_stop.as_deref().is_some_and(|h| same(h, c)));
-    let (command, exit) = failures(server, asked, view).into_iter().find(|(c, _)| is_hook(c))?;
+    let (command, exit) = failures(server, asked, view).into_iter().find(|(c, _)| is_hook(c, view))?;
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
     if let Some(exit) = server.exit(view).filter(|e| server.exiting && e.at <= lost.at) {
@@ -108,6 +107,11 @@ fn sent_anything(command: &Command, server: &Server, until: BootNs, view: &View)
     let targets = server.master.into_iter().chain(server.process);
     let mut signals = targets.flat_map(|t| view.history.signals_to(&t));
     signals.any(|s| s.at >= command.at && s.at <= until && own(s.what.sender.key()))
+}
+
+/// A pod spec has this very command line as a preStop hook.
+pub fn is_hook(command: &Command, view: &View) -> bool {
+    view.history.specs().iter().any(|s| s.pre_stop.as_deref().is_some_and(|hook| same(hook, command)))
 }
 
 /// Records keep 256 bytes of the arguments: what is there must agree, to the end of the shorter.

@@ -2,9 +2,9 @@
 
 use super::{Command, Open, PhaseFact, before};
 use crate::correlate::history::sig;
-use crate::explain::{View, chain, container_of, pod_of};
+use crate::explain::{View, chain, container_of, is_hook, pod_of};
 use crate::identity::{Place, Role};
-use crate::model::event::BootNs;
+use crate::model::event::{BootNs, ProcKey};
 use crate::model::incident::{After, Grace, InFlight, Missing, Phase, SCHEMA, Stop, Trigger};
 use crate::model::input::StopCounters;
 
@@ -79,16 +79,20 @@ fn counters<'o>(open: &'o Open, view: &View, lacks: &mut dyn FnMut(&str, &str)) 
         lacks("stop-counters", "how many requests were answered and accepted after the signal was not counted");
         return None;
     };
-    let beside = view.table.processes().any(|p| {
-        let here = p.cgroup == open.task.cgroup && p.key != open.master;
-        let alive = p.exited.is_none_or(|e| e.at >= open.base);
-        here && alive && matches!(view.table.role(&p.key).role, Role::NginxMaster | Role::PhpFpmMaster)
-    });
-    if beside {
+    if shared(&open.master, counters, view) {
         lacks("own-counters", "nginx and php-fpm share a cgroup, whose connections are counted together");
         return None;
     }
     Some(counters)
+}
+
+/// Another server in this master's cgroup: the two are counted together.
+pub fn shared(master: &ProcKey, counters: &StopCounters, view: &View) -> bool {
+    view.table.processes().any(|p| {
+        let here = p.cgroup == counters.cgroup && p.key != *master;
+        let alive = p.exited.is_none_or(|e| e.at >= counters.signal_at);
+        here && alive && matches!(view.table.role(&p.key).role, Role::NginxMaster | Role::PhpFpmMaster)
+    })
 }
 
 fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<PhaseFact> {
@@ -103,7 +107,7 @@ fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<Phas
             phase.text = format!("{name} from {}", chain::sender_text(signal, view));
         }
     }
-    all.extend(open.command.as_ref().map(|command| self::command(command, open)));
+    all.extend(open.command.as_ref().map(|command| self::command(command, open, view)));
     if let Some(c) = counters {
         let mut counted = |name: &'static str, at: Option<BootNs>, text: String| {
             all.extend(at.map(|at| PhaseFact { name, at, event: None, text, signal_to: None }));
@@ -117,8 +121,10 @@ fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<Phas
     all
 }
 
-fn command(command: &Command, open: &Open) -> PhaseFact {
-    let mut text = format!("`{}`, run from outside of the container", command.argv.join(" "));
+fn command(command: &Command, open: &Open, view: &View) -> PhaseFact {
+    let hook = is_hook(command, view);
+    let what = if hook { "the preStop hook" } else { "run from outside of the container" };
+    let mut text = format!("`{}`, {what}", command.argv.join(" "));
     let sent = command.exit.is_none_or(|(at, _)| at >= open.since);
     if sent {
         text.push_str(", sent the signal");
@@ -127,10 +133,16 @@ fn command(command: &Command, open: &Open) -> PhaseFact {
         Some((_, code)) => text.push_str(&format!(", {}", before::exit_text(code))),
         None => text.push_str(", its exit was not seen"),
     }
-    if !sent {
+    if !sent && !hook {
         text.push_str(" before the signal: a preStop hook, a probe, or somebody's exec");
     }
-    PhaseFact { name: "exec", at: command.at, event: command.event, text, signal_to: None }
+    PhaseFact {
+        name: if hook { "prestop" } else { "exec" },
+        at: command.at,
+        event: command.event,
+        text,
+        signal_to: None,
+    }
 }
 
 fn in_flight(open: &Open, counters: Option<&StopCounters>) -> InFlight {
@@ -156,9 +168,9 @@ fn late(open: &Open, view: &View) -> Option<After> {
 fn grace(open: &Open, first: BootNs, at: BootNs, view: &View) -> Option<Grace> {
     // Killed without a word: there was no grace period.
     let observed = open.killed.filter(|_| open.signal != sig::KILL).map(|killed| killed.saturating_sub(first) / MS);
-    let (ms, source) = match (observed, said(view)) {
+    let (ms, source) = match (observed, said_grace(view)) {
         (Some(ms), _) => (ms, "observed"),
-        (None, Some(ms)) if open.killed.is_none() => (ms, "spec"),
+        (None, Some(s)) if open.killed.is_none() => (s.saturating_mul(1000), "spec"),
         _ => return None,
     };
     let end = open.exited.unwrap_or(at).saturating_sub(first) / MS;
@@ -166,9 +178,9 @@ fn grace(open: &Open, first: BootNs, at: BootNs, view: &View) -> Option<Grace> {
     Some(Grace { ms, source: source.into(), left_ms })
 }
 
-/// What the pod specs say, ms, when all of them say the same: which of them is this pod's is not known.
-fn said(view: &View) -> Option<u64> {
+/// Seconds of grace that the pod specs say, when all of them say the same: which of them is this pod's is not known.
+pub fn said_grace(view: &View) -> Option<u64> {
     let mut all = view.history.specs().iter().map(|spec| spec.grace_s);
     let first = all.next()?;
-    all.all(|grace| grace == first).then_some(first.saturating_mul(1000))
+    all.all(|grace| grace == first).then_some(first)
 }

@@ -71,7 +71,8 @@ fn grace_after(f: &Facts, sleep: u64, what: &str) -> Advice {
         }
         None => (None, format!("{sleep} s {what} + your longest request + {MARGIN_S} s margin, or more")),
     };
-    let why = format!("what is still open when the grace period is over is killed. {}", f.requests());
+    let now = f.grace_s.map(|s| format!("It is {s} s now. ")).unwrap_or_default();
+    let why = format!("what is still open when the grace period is over is killed. {now}{}", f.requests());
     let target = "terminationGracePeriodSeconds, 30 unless set (docker: --stop-timeout, 10)";
     seconds(value, advice("grace-period", "pod-spec", target, &sum, &[], &why))
 }

@@ -8,7 +8,7 @@ use super::View;
 use super::server::{Kind, Server};
 use crate::correlate::history::sig;
 use crate::correlate::lost::Lost;
-use crate::correlate::stops::Range;
+use crate::correlate::stops::{Range, said_grace, shared};
 use crate::model::incident::{Advice, Cause};
 use items as item;
 
@@ -40,6 +40,8 @@ pub struct Facts {
     pub late: Range,
     /// What the pod's preStop hook sleeps already.
     pub pre_stop_s: u64,
+    /// The pod's grace period as it is now, from its spec.
+    pub grace_s: Option<u64>,
     /// The timeout that ran out.
     pub timeout_s: u64,
 }
@@ -55,7 +57,10 @@ impl Facts {
         {
             facts.cut.add(age);
         }
-        if let Some(counted) = server.master.and_then(|m| view.stops.counted(&m)) {
+        facts.grace_s = said_grace(view);
+        if let Some((master, counted)) = server.master.and_then(|m| Some((m, view.stops.counted(&m)?)))
+            && !shared(&master, counted, view)
+        {
             facts.answered = counted.answered_after;
             facts.answered_ms = counted.last_answered.map(|t| t.saturating_sub(counted.signal_at) / 1_000_000);
         }
@@ -165,6 +170,7 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::KeepaliveRace => vec![item::keepalive_timeout(), item::edge_keepalive_timeout()],
         Cause::WorkerShutdownTimeout if sub_cause == Some("reload") => vec![item::worker_shutdown_timeout(f, false)],
         Cause::WorkerShutdownTimeout => vec![item::worker_shutdown_timeout(f, true), item::grace(f)],
+        Cause::GracePeriodExceeded if sub_cause == Some("stopwaitsecs") => vec![item::stopwaitsecs(f), item::grace(f)],
         Cause::GracePeriodExceeded => vec![item::grace(f)],
         Cause::ContainerKilled => [vec![item::stop_before_kill()], graceful(f, fpm)].concat(),
         Cause::Pid1IgnoresStopSignal => [vec![item::exec_in_entrypoint(fpm)], graceful(f, fpm)].concat(),

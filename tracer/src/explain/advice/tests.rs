@@ -31,6 +31,7 @@ fn shapes() -> Vec<Facts> {
                     pre_stop_s: 0,
                     timeout_s: 10,
                     known_ms: None,
+                    grace_s: None,
                 });
             }
         }
