@@ -450,6 +450,7 @@ fn container(given: &Given, draft: &Draft) -> Container {
     };
     Container {
         name: draft.name.clone(),
+        at: spec.map(|spec| spec.at.clone()),
         servers: draft.servers.clone(),
         stop_signal,
         pid1,

@@ -14,6 +14,8 @@ pub struct Facts {
     /// Seconds; php-fpm's default is 0.
     pub control_timeout: Option<At<u64>>,
     pub pools: Vec<Pool>,
+    /// The main file.
+    pub file: Option<Place>,
     /// Includes that were not at hand.
     pub missing: Vec<String>,
 }
@@ -41,6 +43,7 @@ impl Facts {
     /// Reads the files one after the other, as php-fpm does with what it includes: a later value wins.
     pub fn read(given: &[File], files: &dyn Files) -> Result<Facts, Trouble> {
         let mut reader = Reader { facts: Facts::default(), files, read: 0 };
+        reader.facts.file = given.first().map(|file| Place::of(&file.name));
         for file in given {
             reader.file(file, 0)?;
         }

@@ -48,6 +48,8 @@ pub struct StopSignal {
 pub struct Container {
     /// Hostile: escape before printing.
     pub name: String,
+    /// In the spec.
+    pub at: Option<Place>,
     pub servers: Vec<Server>,
     /// `None`: not known.
     pub stop_signal: Option<StopSignal>,

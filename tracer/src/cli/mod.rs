@@ -1,5 +1,6 @@
 //! The commands: one file each. Results go to stdout, everything else to stderr; exit code 0 ok, 1 failed, 2 bad usage.
 
+mod check;
 mod completions;
 mod doctor;
 mod explain;
@@ -22,9 +23,8 @@ const EXAMPLES: &str = "\
 Examples:
   why502 watch                          explain lost requests as they happen
   why502 trace --signal TERM,QUIT,KILL  who sends which stop signal to whom
-  why502 record -o stop.rec             write down what the kernel reports ...
-  why502 explain stop.rec               ... and explain it, here or elsewhere
-  why502 doctor                         what this host allows
+  why502 record -o stop.rec             write it down; why502 explain stop.rec explains it later
+  why502 check --spec pod.yaml          what the next stop of this pod would lose
 
 Exit codes: 0 ok, 1 failed, 2 bad usage. `why502 COMMAND --help` tells more.";
 
@@ -42,6 +42,7 @@ enum Command {
     Trace(trace::Args),
     Record(record::Args),
     Explain(explain::Args),
+    Check(check::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
 }
@@ -66,6 +67,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
     }

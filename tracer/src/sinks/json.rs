@@ -11,6 +11,11 @@ pub fn output(output: &Output) -> serde_json::Result<String> {
     serde_json::to_string(output)
 }
 
+/// Any other object, without the line end.
+pub fn line(object: &impl Serialize) -> serde_json::Result<String> {
+    serde_json::to_string(object)
+}
+
 /// An event as `trace` prints it: the event itself, with the names of the container that it belongs to.
 #[derive(Debug, Serialize)]
 pub struct EventLine<'a> {

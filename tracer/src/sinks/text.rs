@@ -4,6 +4,8 @@
 //! it like a log. (In JSON it is effect first, as the rules build it.)
 
 use super::escape::escape;
+use crate::check::{Finding, Report, Severity};
+use crate::explain::advice;
 use crate::model::incident::{Advice, After, Bound, Container, Incident, Missing, Pod, Stop};
 use crate::model::time::time_of_day;
 use crate::model::{Level, Output};
@@ -105,6 +107,30 @@ pub fn stop(s: &Stop, paint: Paint) -> String {
     block.missing(&s.missing);
     block.row("id", &s.id, Some(DIM));
     block.end()
+}
+
+/// All that `check` has found, what to change for it, and what was not looked at.
+pub fn report(report: &Report, paint: Paint) -> String {
+    let mut block = Block { out: String::new(), paint };
+    let mut changes = Vec::new();
+    for finding in &report.findings {
+        block.finding(finding);
+        block.line("");
+        advice::merge(&mut changes, &finding.advice);
+    }
+    let summary = report.summary();
+    if report.findings.is_empty() {
+        block.row("found", "nothing: as far as it is given here, the next stop loses no request", Some(GREEN));
+    } else {
+        let n = |n: u64, what: &str| (n > 0).then(|| format!("{n} that {what}"));
+        let counts = [n(summary.will_lose, "will lose requests"), n(summary.may_lose, "may lose requests")];
+        block.row("found", &counts.into_iter().flatten().collect::<Vec<String>>().join(", "), Some(BOLD));
+        block.advice(&changes);
+    }
+    for missing in &report.not_checked {
+        block.hanging("", "not checked: ", &format!("{}: {}", missing.fact, missing.effect));
+    }
+    block.out
 }
 
 /// What a stop found and left, as far as it is known.
@@ -291,6 +317,30 @@ impl Block {
             }
             self.hanging("", "  ", &why);
         }
+    }
+
+    /// Its changes by their ids: several findings share them, so they are written out once.
+    fn finding(&mut self, f: &Finding) {
+        let code = match f.severity {
+            Severity::WillLose => RED,
+            Severity::MayLose => YELLOW,
+        };
+        let whose: Vec<String> = [f.workload.clone(), f.container.as_ref().map(|name| format!("container {name}"))]
+            .into_iter()
+            .flatten()
+            .collect();
+        let severity = self.paint.with(code, &format!("{:<9}", f.severity.id()));
+        let line = format!("{severity}  {}  {}", self.paint.bold(f.cause.id()), escape(&whose.join(", ")));
+        self.line(line.trim_end());
+        if let Some(at) = &f.at {
+            self.row("at", &at.to_string(), None);
+        }
+        self.row("why", &f.summary, None);
+        let ids: Vec<&str> = f.advice.iter().map(|a| a.id.as_str()).collect();
+        if !ids.is_empty() {
+            self.row("change", &ids.join(", "), None);
+        }
+        self.missing(&f.missing);
     }
 
     fn confidence(&mut self, i: &Incident) {

@@ -6,7 +6,7 @@ use super::root::Root;
 use crate::check::assemble::Running;
 use crate::check::command::{Pid1, Server};
 use crate::check::files::File;
-use crate::check::place::{Place, Trouble};
+use crate::check::place::Trouble;
 use crate::check::shell::{Sh, base};
 use crate::check::{fpm, nginx, supervisor};
 use crate::identity::{ContainerRef, Program, container, program};
@@ -301,16 +301,6 @@ fn environment(proc: &Path, pid: u32, name: &str) -> Option<String> {
     file.take(128 << 10).read_to_end(&mut bytes).ok()?;
     let entry = bytes.split(|b| *b == 0).find_map(|entry| entry.strip_prefix(name.as_bytes())?.strip_prefix(b"="));
     entry.map(|value| String::from_utf8_lossy(value).into_owned())
-}
-
-/// For messages of configurations that were found in a container.
-impl Error {
-    pub fn place(&self) -> Option<&Place> {
-        match self {
-            Error::Configuration { trouble, .. } => Some(&trouble.at),
-            _ => None,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -117,7 +117,7 @@ fn cuts(check: &mut Check, plan: &Plan) -> Option<(Cause, String)> {
 
 fn timeout_place(check: &Check, found: super::Finding) -> super::Finding {
     let Some(conf) = &check.setup.fpm else { return found };
-    let at = conf.control_timeout.as_ref().and_then(|timeout| timeout.at.clone());
+    let at = conf.control_timeout.as_ref().map_or(conf.file.clone(), |timeout| timeout.at.clone());
     let mut found = found.at(at.as_ref());
     if conf.control_timeout.is_none() && !conf.missing.is_empty() {
         let effect = format!("{} may set it", conf.missing.join(", "));
@@ -159,7 +159,7 @@ fn unheard(check: &mut Check, container: &Container, plan: &Plan, ends: u64, sen
     let queue = if drains { severity } else { MayLose };
     let at = match &container.hook {
         super::Hook::Does(effect) => effect.at.clone(),
-        _ => None,
+        _ => container.at.clone(),
     };
     for (cause, severity, why) in
         [(Cause::FpmNotListening, severity, refused), (Cause::FpmAcceptQueueDropped, queue, queued)]

@@ -69,7 +69,7 @@ fn too_early(check: &mut Check, container: &Container, plan: &Plan) {
     let Some(closes) = plan.end.closes_at().filter(|at| *at < LEAST_PRESTOP_S) else { return };
     let at = match &container.hook {
         Hook::Does(effect) => effect.at.clone(),
-        _ => None,
+        _ => container.at.clone(),
     };
     let (when, severity) = match closes {
         0 => ("at once, without a preStop sleep".to_owned(), WillLose),
