@@ -1,5 +1,6 @@
 //! Outputs and command line: JSON against its schema, text as people see it, recordings, and the built binary.
 
+mod check;
 mod cli;
 mod evidence;
 mod explain;

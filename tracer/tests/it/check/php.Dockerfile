@@ -1,0 +1,3 @@
+FROM php:8.3-fpm-alpine
+RUN docker-php-ext-install opcache
+STOPSIGNAL SIGTERM

@@ -1,0 +1,4 @@
+#!/bin/sh
+set -e
+envsubst < /etc/nginx/nginx.conf.in > /etc/nginx/nginx.conf
+nginx -g 'daemon off;'
