@@ -108,7 +108,8 @@ impl Site {
             }
             fpm => {
                 let fpm = fpm.as_ref().map(|f| Fpm::start(&pod, &dir, &www, f)).transpose()?;
-                let nginx_conf = NginxConf { fastcgi: fpm.as_ref().map(|f| f.address.clone()), ..conf.nginx.clone() };
+                let fastcgi = fpm.as_ref().map(|f| f.address.clone()).or(conf.nginx.fastcgi.clone());
+                let nginx_conf = NginxConf { fastcgi, ..conf.nginx.clone() };
                 let php = fpm.as_ref().map(|f| Php { program: f.program.clone(), ledger: f.ledger.clone() });
                 (Nginx::start(&pod, &dir, &www, &nginx_conf)?, fpm, php)
             }

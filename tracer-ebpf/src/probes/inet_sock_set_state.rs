@@ -18,6 +18,8 @@ use why502_ebpf::{Digest, PortKey, TcpState, Tuple, counter, digest_bits, kind, 
 
 /// include/linux/sched.h
 const PF_EXITING: u32 = 4;
+/// include/uapi/asm-generic/errno.h
+const ECONNREFUSED: u32 = 111;
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
@@ -39,7 +41,8 @@ unsafe fn run(ctx: &BtfTracePointContext) {
         }
         return count(HOOK, counter::UNINTERESTING);
     }
-    if !listener && !closing {
+    let refused = old == state::SYN_SENT && new == state::CLOSE;
+    if !listener && !closing && !refused {
         return count(HOOK, counter::UNINTERESTING);
     }
     let Some(sk) = arg::pointer(ctx, 0) else {
@@ -56,8 +59,15 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     // skc_num is already 0 at CLOSE.
     let lport = sock::sport_of_tcp(tp);
     let tuple = sock::tuple(sk, lport);
+    // A refused connect is told by the reset that refuses it, but for a port that never listened: there only a client of
+    // the same network namespace, at its own address, asks for a server that is to be there.
+    if refused && !(sock::err(sk) == ECONNREFUSED && own_address(&tuple)) {
+        return count(HOOK, counter::UNINTERESTING);
+    }
     let info = sock::info(tp);
-    if listener {
+    if refused {
+        emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, &info, old, new, side::CLIENT));
+    } else if listener {
         listener_changed(sk, tp, cgroup, &tuple, &info, old, new);
     } else {
         connection_closing(sk, tp, cgroup, &tuple, &info, old, new);
@@ -157,6 +167,12 @@ unsafe fn server_report(sk: *const u8, info: &TcpInfo, new: u8, task_flags: u32)
         return true;
     }
     age == 0 && (info.rcv_nxt != info.rcv_wup || info.pingpong == 0)
+}
+
+/// Both ends have one address: 127.0.0.1, ::1, or the pod's own.
+#[inline(always)]
+fn own_address(t: &Tuple) -> bool {
+    t.laddr[0] == t.raddr[0] && t.laddr[1] == t.raddr[1] && t.laddr[2] == t.raddr[2] && t.laddr[3] == t.raddr[3]
 }
 
 /// The requesting end gave up: it spoke last and closes first.

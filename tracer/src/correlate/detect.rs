@@ -2,10 +2,10 @@
 
 use super::answer::{self, Closer};
 use super::history::History;
-use super::lost::{Actor, Conn, Evidence, ListenerClosed, Lost};
+use super::lost::{Actor, Conn, Evidence, ListenerClosed, Lost, RefusedAt};
 use crate::identity::{ListenState, Role, Table};
 use crate::model::event::{
-    BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, tcp, tcp_flags,
+    BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, Tuple, tcp, tcp_flags,
 };
 use crate::model::incident::{Mechanism, Outcome};
 
@@ -34,6 +34,9 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
     let lost = match &event.kind {
         EventKind::TcpState(s) if s.oldstate == tcp::ESTABLISHED && s.side == Side::Server => {
             closed(event, s, table, history, hz)
+        }
+        EventKind::TcpState(s) if s.oldstate == tcp::SYN_SENT && s.side == Side::Client => {
+            connect_refused(event, s, table, history)
         }
         EventKind::ResetSent(r) if r.active => unfinished(event, r, table, history),
         EventKind::ResetSent(r) => reset(event, r, table, history),
@@ -133,7 +136,46 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
         sk_cgroup,
         bytes_sent: 0,
         age_ms: None,
-        evidence: Evidence::Refused { reset: Box::new(r.clone()), closed },
+        evidence: Evidence::Refused { seen: RefusedAt::Server(Box::new(r.clone())), closed },
+    })
+}
+
+/// An nginx was refused by a port of its own network namespace: what it passes requests on to is not there. The reset that
+/// refused it tells more, where there is a record of it.
+fn connect_refused(event: &Event, s: &TcpState, table: &Table, history: &History) -> Option<Lost> {
+    let role = table.role(&s.task.key());
+    if !role.sure || !matches!(role.role, Role::NginxWorker | Role::NginxMaster) {
+        return None;
+    }
+    let t = &s.tuple;
+    let tuple = Tuple {
+        local_ip: t.remote_ip,
+        local_port: t.remote_port,
+        remote_ip: t.local_ip,
+        remote_port: t.local_port,
+        netns: t.netns,
+    };
+    let listening = table.listeners().state_at(tuple.netns, tuple.local_ip, tuple.local_port, event.at);
+    let told = history.reset_of(&tuple, event.at.saturating_sub(SAME_CLOSE_NS)).is_some();
+    if told || matches!(listening, ListenState::Listening { .. }) {
+        return None;
+    }
+    let closed = listener_closed(&listening, history, event.at);
+    Some(Lost {
+        event: event.id,
+        at: event.at,
+        conn: Conn::Tcp(tuple),
+        outcome: Outcome::Refused,
+        mechanism: Mechanism::UpstreamRefused,
+        server: closed.as_ref().map(|c| Actor {
+            key: c.task.key(),
+            task: Some(c.task.clone()),
+            exiting: c.task.exiting(),
+        }),
+        sk_cgroup: closed.as_ref().map_or(0, |c| c.task.cgroup),
+        bytes_sent: 0,
+        age_ms: None,
+        evidence: Evidence::Refused { seen: RefusedAt::Requester(Box::new(s.clone())), closed },
     })
 }
 

@@ -117,8 +117,8 @@ pub struct Actor {
 pub enum Evidence {
     /// A connection left ESTABLISHED with its request unanswered.
     Close { state: Box<TcpState>, clause: Clause, closer: Closer },
-    /// A SYN was answered with a reset: the port had been open.
-    Refused { reset: Box<ResetSent>, closed: Option<ListenerClosed> },
+    /// Nobody listened; `closed`: who had, until when.
+    Refused { seen: RefusedAt, closed: Option<ListenerClosed> },
     /// Data came for a connection that the server had closed.
     LateData { reset: Box<ResetSent>, closed_at: Option<BootNs> },
     /// The client believed itself connected, the half-open connection had gone with its listener.
@@ -127,6 +127,15 @@ pub enum Evidence {
     UnixClose { dropped: Box<UnixDropped>, thrown: Option<Thrown> },
     /// An AF_UNIX connect failed; `found`: how its server was told, `full_since`: since when its queue is full.
     UnixRefused { what: Box<UnixRefused>, found: Option<FoundBy>, full_since: Option<BootNs> },
+}
+
+/// The end at which a refused connection was seen.
+#[derive(Clone, Debug)]
+pub enum RefusedAt {
+    /// Its SYN was answered with a reset: the port had been open.
+    Server(Box<ResetSent>),
+    /// The connect failed: the port had never been open, or this kernel does not tell of such resets.
+    Requester(Box<TcpState>),
 }
 
 /// The record of a connection that a closing AF_UNIX listener had in its queue.

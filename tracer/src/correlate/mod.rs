@@ -154,7 +154,7 @@ impl Engine {
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {
                     self.world.history.listener_closed(event.id, at, &s.task);
                 }
-                if s.side == Side::Client {
+                if s.side == Side::Client && s.oldstate == tcp::ESTABLISHED {
                     self.world.history.requester_gave_up(event.id, at, &s.tuple, &s.task);
                     self.upstream(event, s);
                 }

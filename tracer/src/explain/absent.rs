@@ -6,12 +6,52 @@ use super::gone::Gone;
 use super::server::{Kind, Server};
 use super::{Finding, View, killed};
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::Lost;
+use crate::correlate::lost::{Evidence, Lost, RefusedAt};
 use crate::model::event::{BootNs, ProcKey};
 use crate::model::incident::{Cause, Trigger};
 
 /// A shell or an init passes the end of its only child on within this time.
 const PASSED_ON_NS: u64 = 1_000_000_000;
+
+/// nginx asked for php-fpm at a port that had never been open, and php-fpm came later, or has not come at all.
+pub fn not_started(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Refused { seen: RefusedAt::Requester(_), closed: None } = &lost.evidence else { return None };
+    if server.kind != Kind::PhpFpm {
+        return None;
+    }
+    let t = lost.tcp()?;
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    let mut confidence = Confidence::of(0.9);
+    confidence.because("that php-fpm never listened there before is known only from not having seen it");
+    let process = server.master.and_then(|m| view.table.process(&m));
+    let exec = process.and_then(|p| Some((p, *p.execs.last()?)));
+    let opened = view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, lost.at);
+    let how = match (exec, opened) {
+        (Some((process, exec)), Some(opened)) => {
+            chain.started(process, exec, view);
+            format!("listened only {:.1} s later", (opened - lost.at) as f64 / 1e9)
+        }
+        (Some((process, exec)), None) if exec.at <= lost.at => {
+            chain.started(process, exec, view);
+            confidence.cap(0.8, "php-fpm was there, and has not begun to listen since");
+            "had been started, and did not listen yet".into()
+        }
+        _ => {
+            confidence.cap(0.6, "no php-fpm was there yet");
+            "was not there yet".into()
+        }
+    };
+    Some(Finding {
+        cause: Cause::FpmNotListening,
+        sub_cause: Some("not-started"),
+        trigger: Trigger::Unknown,
+        summary: format!("nginx took requests on while php-fpm {how} ({})", lost.address()),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}
 
 /// What ended the server, effect first.
 struct End<'v> {

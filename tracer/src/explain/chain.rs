@@ -5,7 +5,7 @@ use super::sender;
 use super::server::Server;
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
-use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, Thrown};
+use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
 use crate::correlate::stops::Command;
 use crate::identity::{ExecRef, Place, Process, Role};
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task};
@@ -61,11 +61,13 @@ impl Chain {
                 Evidence::Close { .. } => "tcp-close",
                 Evidence::UnixClose { .. } => "unix-close",
                 Evidence::UnixRefused { .. } => "unix-refused",
+                Evidence::Refused { seen: RefusedAt::Requester(_), .. } => "tcp-state",
                 _ => "reset-sent",
             },
             rule: match lost.evidence {
                 Evidence::Close { .. } => "close-time-rule",
-                Evidence::Refused { .. } => "syn-reset",
+                Evidence::Refused { seen: RefusedAt::Server(_), .. } => "syn-reset",
+                Evidence::Refused { seen: RefusedAt::Requester(_), .. } => "connect-refused",
                 Evidence::LateData { .. } => "data-after-close",
                 Evidence::Handshake { .. } => "handshake-without-listener",
                 Evidence::UnixClose { .. } => "unix-close-unread",
@@ -249,8 +251,11 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
             clause.text(),
             if lost.server.as_ref().is_some_and(|a| a.exiting) { "; closed by the exit of the process" } else { "" },
         ),
-        Evidence::Refused { reset, .. } => {
+        Evidence::Refused { seen: RefusedAt::Server(reset), .. } => {
             format!("its SYN was answered with a reset{}", reason_text(reset, view))
+        }
+        Evidence::Refused { seen: RefusedAt::Requester(s), .. } => {
+            format!("{} {} could not connect to port {}", s.task.comm, s.task.tgid, s.tuple.remote_port)
         }
         Evidence::LateData { reset, .. } => {
             format!("{} bytes of it were answered with a reset{}", reset.in_len, reason_text(reset, view))

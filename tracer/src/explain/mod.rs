@@ -91,6 +91,7 @@ const RULES: &[Rule] = &[
     unix::queue_full_while_stopping,
     unix::nobody_listens,
     absent::crashed,
+    absent::not_started,
     prestop::failed,
     sidecar::gone_first,
     killed::killed,

@@ -2,9 +2,9 @@
 
 use super::View;
 use crate::correlate::history::{ExitFact, Signal, sig};
-use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::lost::{Evidence, Lost, RefusedAt};
 use crate::identity::{Role, ServerKind};
-use crate::model::event::{BootNs, ProcKey, TICK_NS, Task, Tuple};
+use crate::model::event::{BootNs, ProcKey, TICK_NS, Task, TcpState, Tuple};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -46,6 +46,9 @@ pub fn of(lost: &Lost, view: &View) -> Server {
     let refused = matches!(lost.evidence, Evidence::UnixRefused { .. });
     let Some(actor) = &lost.server else {
         let why = "the name of its socket is all there is".to_string();
+        if let Evidence::Refused { seen: RefusedAt::Requester(s), closed: None } = &lost.evidence {
+            return upstream(s, lost, view, none);
+        }
         return if refused { Server { kind: Kind::PhpFpm, why, ..none } } else { none };
     };
     let info = view.table.role(&actor.key);
@@ -91,6 +94,21 @@ pub fn of(lost: &Lost, view: &View) -> Server {
             };
             Server { kind, sure: false, why: "closed by a process that is neither".into(), ..base }
         }
+    }
+}
+
+/// Port that php-fpm listens on unless it is told otherwise.
+const FPM_PORT: u16 = 9000;
+
+/// What an nginx asked for at a port on which nobody had ever listened: the php-fpm of its pod, if that is to come. Other
+/// servers behind an nginx are not judged.
+fn upstream(s: &TcpState, lost: &Lost, view: &View, none: Server) -> Server {
+    let host_netns = view.started.map_or(0, |started| started.host_netns);
+    let why = "nobody ever listened on its port".to_string();
+    match view.table.fpm_near(&s.task, host_netns) {
+        Some(master) => Server { kind: Kind::PhpFpm, process: Some(master), master: Some(master), why, ..none },
+        None if lost.tcp().is_some_and(|t| t.local_port == FPM_PORT) => Server { kind: Kind::PhpFpm, why, ..none },
+        None => Server { kind: Kind::Other, why, ..none },
     }
 }
 

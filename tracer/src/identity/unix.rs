@@ -202,6 +202,12 @@ impl Table {
         if fits && unused { Some(UnixServer { master: newest.key, by: FoundBy::Neighbour }) } else { found }
     }
 
+    /// The php-fpm of the pod that `client` is in, when there is one and no other at its side.
+    pub fn fpm_near(&self, client: &Task, host_netns: u32) -> Option<ProcKey> {
+        let place = self.whereabouts(self.place(client), client.netns);
+        if place.host { None } else { self.only_fpm_near(&place, host_netns).map(|p| p.key) }
+    }
+
     /// The newest php-fpm master among the neighbours, when all the others had ended before it began: earlier lives of the
     /// same server.
     fn only_fpm_near(&self, place: &Where, host_netns: u32) -> Option<&Process> {
