@@ -9,6 +9,7 @@ mod check;
 mod facts;
 mod filter;
 mod fpm;
+mod listening;
 mod stop_counters;
 mod unix_connect;
 
@@ -146,6 +147,7 @@ pub struct Live {
     last_filter: BootNs,
     clocks: facts::Clocks,
     fresh_fpm: fpm::Fresh,
+    strangers: listening::Strangers,
     root: PathBuf,
     /// Events were given since the last tick.
     unticked: bool,
@@ -253,6 +255,7 @@ impl Live {
             last_filter: now,
             clocks,
             fresh_fpm: fpm::Fresh::default(),
+            strangers: listening::Strangers::default(),
             root: options.root,
             unticked: false,
             more: false,
@@ -340,6 +343,7 @@ impl Live {
         let mut out: Vec<Input> = losses.into_iter().map(Input::Loss).collect();
         out.extend(self.resolver.due(now).into_iter().map(Input::Cgroup));
         out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
+        out.extend(self.strangers.due(&self.root, now));
         for event in batch.events {
             self.give(event, now, &mut out);
         }
@@ -397,6 +401,7 @@ impl Live {
             }
         }
         self.fresh_fpm.observe(&event);
+        self.strangers.observe(&event);
         self.stopping.observe(&event);
         if let EventKind::TcpState(s) = &event.kind {
             self.hz.add(event.at, s.jiffies);

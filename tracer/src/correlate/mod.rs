@@ -141,6 +141,8 @@ impl Engine {
         if let EventKind::Execed(e) = &event.kind
             && let Place::Container(c) = self.world.table.place(&e.task)
             && let Some(pod) = &c.container.pod_uid
+            // All pods with hostNetwork share the host's: it is never passed on.
+            && self.world.started.as_ref().is_none_or(|s| s.host_netns != e.task.netns)
         {
             self.world.history.in_netns(at, e.task.netns, pod);
         }

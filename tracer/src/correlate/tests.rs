@@ -2,6 +2,7 @@
 
 mod stops;
 mod unix;
+mod who;
 
 use super::answer::tests::{state, task};
 use super::{Engine, EngineOptions};

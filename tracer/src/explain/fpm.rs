@@ -7,7 +7,7 @@ use super::server::{Kind, Server};
 use super::{Finding, View};
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
-use crate::model::event::ProcKey;
+use crate::model::event::{BootNs, ProcKey};
 use crate::model::incident::{Cause, Trigger};
 
 /// With process_control_timeout = 0 the master sends QUIT and then TERM to each child within a few ms
@@ -89,10 +89,11 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     if to_child.iter().filter(from_master).any(|s| s.what.signal == sig::QUIT) {
         return None;
     }
-    let term = to_child.iter().filter(from_master).find(|s| s.what.signal == sig::TERM)?;
+    let term = to_child.iter().filter(from_master).find(|s| s.what.signal == sig::TERM);
+    let term = term.or_else(|| with_its_master(to_child, &master, lost.at, view))?;
     let to_master = view.history.signals_to(&master).iter().rev().find(|s| {
         let asked = matches!(s.what.signal, sig::TERM | sig::INT) && s.effective() && !s.by_kernel();
-        asked && s.at <= term.at && term.at - s.at <= AT_ONCE_NS && !s.to_itself()
+        asked && s.at.abs_diff(term.at) <= AT_ONCE_NS && !s.to_itself()
     })?;
     let mut chain = Chain::new(lost.at);
     let mut confidence = Confidence::of(0.99);
@@ -115,6 +116,17 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         chain,
         confidence,
         missing: Vec::new(),
+    })
+}
+
+/// dumb-init and killasgroup send a signal to the whole process group: the child dies of it before the master can tell it.
+fn with_its_master<'v>(to_child: &'v [Signal], master: &ProcKey, until: BootNs, view: &View) -> Option<&'v Signal> {
+    let to_master = view.history.signals_to(master);
+    to_child.iter().find(|s| {
+        let same = |m: &&Signal| m.what.signal == sig::TERM && m.what.sender.key() == s.what.sender.key();
+        let near = |m: &Signal| m.at.abs_diff(s.at) <= AT_ONCE_NS;
+        let by_somebody = s.what.signal == sig::TERM && s.effective() && !s.by_kernel() && !s.to_itself();
+        by_somebody && s.at <= until && to_master.iter().filter(same).any(near)
     })
 }
 

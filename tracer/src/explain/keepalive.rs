@@ -83,7 +83,8 @@ pub fn on_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding>
 /// is never certain.
 pub fn idle(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let closed_at = closed_at(lost, server)?;
-    if server.exiting || !server.stop_signals(view, closed_at).is_empty() || lost.bytes_sent == 0 {
+    let told = !server.stop_signals(view, closed_at).is_empty() || server.draining(view);
+    if server.exiting || told || lost.bytes_sent == 0 {
         return None;
     }
     let reload = server.told_to_end(view, closed_at);

@@ -128,11 +128,11 @@ fn unexplained(lost: &Lost, server: &Server, view: &View) -> Finding {
             );
         }
         _ => {
-            let signals = server.stop_signals(view, lost.at);
             if listened_before_the_start(lost, view) {
                 let effect = "nobody listened there any more when why502 was ready: what had ended that was not seen";
                 what("started-late", effect.into());
             }
+            let signals = server.stop_signals(view, lost.at);
             match signals.last() {
                 None => what("stop-signal", format!("no stop signal to {} was seen before the loss", server.name())),
                 Some(last) => {

@@ -8,12 +8,12 @@ use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View};
+use super::{Finding, View, killed};
 use crate::correlate::answer::Closer;
-use crate::correlate::history::{Signal, sig};
+use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::BootNs;
-use crate::model::incident::{Cause, Trigger};
+use crate::model::incident::{Cause, Missing, Trigger};
 
 /// The longest drain that is taken for one stop: an hour, longer than any sane grace period.
 const QUIT_NS: u64 = 3_600_000_000_000;
@@ -38,8 +38,12 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     let mut confidence = Confidence::of(0.99);
     chain.loss(lost, server, view);
     match server.exit(view).filter(|e| e.at <= lost.at) {
-        // A worker that was killed did not end because of the master's word.
-        Some(exit) if exit.code != 0 => return None,
+        Some(exit) if exit.code != 0 => {
+            // A worker that crashed, or was killed by somebody else, did not end because of the master's word.
+            let kill = escalation(server, exit, signal, view)?;
+            chain.exit(exit, "sockets-are-closed-by-exit", view);
+            chain.signal(kill, "master-kills-a-stuck-worker", view);
+        }
         Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
         None => confidence.cap(0.8, "the exit of the process was not seen"),
     }
@@ -51,10 +55,8 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         return Some(overridden(chain, confidence, lost, quit, signal, view));
     }
     // A listener that closed before the signal shows that something had asked for a graceful end earlier.
-    let t = lost.tcp()?;
-    let closes = view.table.listeners().closes(t.netns, t.local_ip, t.local_port, 0, signal.at);
-    if closes.last().is_some_and(|c| c.left == 0 && signal.at.saturating_sub(c.at) < QUIT_NS) {
-        confidence.cap(0.8, "the listener had been closed before this signal: an earlier one was not seen");
+    if server.quitting_unseen(lost, signal.at, view) {
+        return Some(overridden_unseen(chain, confidence, lost, signal, view));
     }
     Some(Finding {
         cause: Cause::NginxFastShutdown,
@@ -79,7 +81,9 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
     }
     // It ends right after it has closed everything.
     let exit = server.exit(view).filter(|e| e.at >= lost.at && e.at - lost.at < TIMEOUT_EXIT_NS && e.code == 0)?;
-    let signal = server.told_to_drain(view, lost.at)?;
+    let Some(signal) = server.told_to_drain(view, lost.at) else {
+        return server.draining(view).then(|| drained_unseen(lost, server, exit, view));
+    };
     let since = lost.at - signal.at;
     // A worker that was told to end takes no new requests, so this one had come before, and waited since.
     let waited = lost.age_ms? * 1_000_000;
@@ -104,6 +108,61 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
         confidence: Confidence::of(0.97),
         missing: Vec::new(),
     })
+}
+
+/// The worker had been finishing its requests when why502 looked for the first time.
+fn drained_unseen(lost: &Lost, server: &Server, exit: &ExitFact, view: &View) -> Finding {
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    chain.exit(exit, "ends-after-closing-everything", view);
+    let mut confidence = Confidence::of(0.8);
+    confidence.because("what had told the worker to end, and when, was not seen");
+    Finding {
+        cause: Cause::WorkerShutdownTimeout,
+        sub_cause: None,
+        trigger: Trigger::Unknown,
+        summary: "the worker was shutting down; its worker_shutdown_timeout ran out and it closed this request".into(),
+        chain,
+        confidence,
+        missing: vec![Missing {
+            fact: "started-late".into(),
+            effect: "the worker had been told to end before why502 was ready: by a stop or by a reload is not known"
+                .into(),
+        }],
+    }
+}
+
+/// nginx's master kills workers that have not ended some seconds after it told them (ngx_reap_children() and the ladder of
+/// alarms in ngx_master_process_cycle()).
+fn escalation<'v>(server: &Server, exit: &ExitFact, signal: &Signal, view: &'v View) -> Option<&'v Signal> {
+    let (worker, master) = (server.process?, server.master?);
+    if exit.code & 0x7f != sig::KILL || worker == master {
+        return None;
+    }
+    let kill = killed::last_kill(&worker, exit.at, view)?;
+    let own = kill.what.sender.key() == master && !kill.by_kernel() && kill.at >= signal.at;
+    own.then_some(kill)
+}
+
+/// nginx had stopped listening before the signal, but what had told it to was not seen.
+fn overridden_unseen(chain: Chain, mut confidence: Confidence, lost: &Lost, signal: &Signal, view: &View) -> Finding {
+    confidence.cap(0.8, "the listener had been closed before this signal: an earlier one was not seen");
+    Finding {
+        cause: Cause::QuitThenTerm,
+        sub_cause: None,
+        trigger: chain::trigger(signal, view),
+        summary: format!(
+            "nginx was finishing its requests when {} came and cut this one{}",
+            sig::name(signal.what.signal),
+            lost.age_ms.map(|ms| format!(" after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+        ),
+        chain,
+        confidence,
+        missing: vec![Missing {
+            fact: "started-late".into(),
+            effect: "nginx had stopped listening before why502 was ready, or without a record of why".into(),
+        }],
+    }
 }
 
 /// The quit had begun to drain when the second signal cut it off.

@@ -10,6 +10,7 @@ const ORDER: &[Cause] = &[
     Cause::SidecarGoneFirst,
     Cause::PrestopFailed,
     Cause::Pid1IgnoresStopSignal,
+    Cause::Pid1ExitedFirst,
     Cause::GracePeriodExceeded,
     Cause::ContainerKilled,
     Cause::QuitThenTerm,

@@ -147,6 +147,7 @@ pub fn deliberate(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     let ended = server.exit(view).is_some();
     if server.exiting
         || server.told_to_end(view, lost.at)
+        || server.draining(view)
         || server.kind != Kind::Nginx
         || !read
         || ended

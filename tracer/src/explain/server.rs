@@ -3,7 +3,7 @@
 use super::View;
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost, RefusedAt};
-use crate::identity::{Role, ServerKind};
+use crate::identity::{ListenState, Process, Role, ServerKind};
 use crate::model::event::{BootNs, ProcKey, TICK_NS, Task, TcpState, Tuple};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,6 +170,41 @@ impl Server {
             s.what.signal == sig::QUIT || matches!(s.what.signal, sig::HUP | sig::USR2 | sig::WINCH) && s.at >= born
         };
         self.signals(view, until).into_iter().rev().find(|s| drains(s))
+    }
+
+    /// nginx no longer took connections at `at`, and nothing that told it to end was seen: it had been told before why502
+    /// looked, or the record was lost. A port that stays open for others is a reload's doing.
+    pub fn quitting_unseen(&self, lost: &Lost, at: BootNs, view: &View) -> bool {
+        let Some(t) = lost.tcp().filter(|_| self.kind == Kind::Nginx) else { return false };
+        let state = view.table.listeners().state_at(t.netns, t.local_ip, t.local_port, at.saturating_sub(1));
+        let told = self.signals(view, at.saturating_sub(1)).iter().any(|s| sig::asks_to_stop(s.what.signal));
+        if told || !matches!(state, ListenState::Closed { .. }) {
+            return false;
+        }
+        let ours = |key: &ProcKey| Some(*key) == self.master || Some(*key) == self.process;
+        let mut open = view.table.listeners().open().filter(|(netns, ..)| *netns == t.netns);
+        !open.any(|(.., owner)| owner.opener.iter().chain(&owner.holders).any(ours))
+    }
+
+    /// nginx took connections until `at`, and whatever stands above it in its container would have followed a TERM: no stop
+    /// signal can have come before.
+    pub fn listened_undisturbed(&self, lost: &Lost, at: BootNs, view: &View) -> bool {
+        let Some(t) = lost.tcp().filter(|_| self.kind == Kind::Nginx) else { return false };
+        let state = view.table.listeners().state_at(t.netns, t.local_ip, t.local_port, at.saturating_sub(1));
+        let Some(master) = self.master else { return false };
+        let follows = |p: &Process| p.key == master || p.sig_cgt & (1 << (sig::TERM - 1)) != 0;
+        matches!(state, ListenState::Listening { .. }) && view.table.lineage(&master).all(follows)
+    }
+
+    /// It was there before `at`, as far as is known.
+    pub fn older(&self, at: BootNs, view: &View) -> bool {
+        let first = self.master.or(self.process).and_then(|key| view.table.process(&key));
+        first.is_none_or(|p| p.born.is_none_or(|born| born < at))
+    }
+
+    /// /proc showed the process that closed as a worker that finishes what it has: it had been told to end before.
+    pub fn draining(&self, view: &View) -> bool {
+        self.process.and_then(|key| view.table.process(&key)).is_some_and(Process::draining)
     }
 
     /// Exit of the process that closed.

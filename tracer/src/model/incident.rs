@@ -43,7 +43,8 @@ ids! {
     Cause {
         NginxFastShutdown = "nginx-fast-shutdown", QuitThenTerm = "quit-then-term",
         GracePeriodExceeded = "grace-period-exceeded", ContainerKilled = "container-killed",
-        Pid1IgnoresStopSignal = "pid1-ignores-stop-signal", WorkerShutdownTimeout = "worker-shutdown-timeout",
+        Pid1IgnoresStopSignal = "pid1-ignores-stop-signal", Pid1ExitedFirst = "pid1-exited-first",
+        WorkerShutdownTimeout = "worker-shutdown-timeout",
         FpmFastShutdown = "fpm-fast-shutdown", SupervisorStopOrder = "supervisor-stop-order", EndpointRace = "endpoint-race",
         NginxAcceptQueueDropped = "nginx-accept-queue-dropped", KeepaliveRace = "keepalive-race",
         KeepaliveRaceOnShutdown = "keepalive-race-on-shutdown", FpmControlTimeoutZero = "fpm-control-timeout-zero",

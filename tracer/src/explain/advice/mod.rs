@@ -99,7 +99,7 @@ impl Facts {
     /// The requests that [`longest`](Self::longest) is of.
     fn requests(&self) -> String {
         if self.known_ms.is_some() {
-            return "the length of the longest request is as it was given".into();
+            return "The longest request is as it was given.".into();
         }
         let mut parts = Vec::new();
         if self.cut.n > 0 {
@@ -173,7 +173,9 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::GracePeriodExceeded if sub_cause == Some("stopwaitsecs") => vec![item::stopwaitsecs(f), item::grace(f)],
         Cause::GracePeriodExceeded => vec![item::grace(f)],
         Cause::ContainerKilled => [vec![item::stop_before_kill()], graceful(f, fpm)].concat(),
-        Cause::Pid1IgnoresStopSignal => [vec![item::exec_in_entrypoint(fpm)], graceful(f, fpm)].concat(),
+        Cause::Pid1IgnoresStopSignal | Cause::Pid1ExitedFirst => {
+            [vec![item::exec_in_entrypoint(fpm)], graceful(f, fpm)].concat()
+        }
         Cause::PrestopFailed => [vec![item::prestop_command()], graceful(f, fpm)].concat(),
         Cause::SidecarGoneFirst => vec![item::native_sidecar()],
         Cause::NginxNotListening => vec![item::readiness()],

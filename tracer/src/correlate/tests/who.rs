@@ -1,0 +1,410 @@
+//! Who sent the signal, and what was under way when why502 started: by hand.
+
+use super::{Node, READY, S, causes, exiting, host, master, syn_refused, task};
+use crate::correlate::answer::tests::state;
+use crate::model::event::{EventKind, Execed, SI_KERNEL, SigInfo, SignalGenerated, Task, TcpState, tcp};
+use crate::model::input::{ListenerFact, ProcessFact};
+use crate::model::{Cause, Incident, Input, Level, Trigger};
+
+const MS: u64 = 1_000_000;
+
+fn pid1(comm: &str) -> Task {
+    Task { tgid: 8_592, pid: 8_592, ns_pid: 1, ppid: 8_400, start_ns: 3 * S, comm: comm.into(), ..task() }
+}
+
+/// nginx's master under another PID 1.
+fn below() -> Task {
+    Task { ns_pid: 7, ppid: 8_592, ..master() }
+}
+
+fn runc() -> Task {
+    Task { tgid: 700, pid: 700, ns_pid: 700, start_ns: 190 * S, comm: "runc".into(), ..host() }
+}
+
+fn fact(t: &Task, exe: &str, argv: &str) -> ProcessFact {
+    ProcessFact {
+        at: 3,
+        key: t.key(),
+        ppid: t.ppid,
+        ns_pid: t.ns_pid,
+        pidns: t.pidns,
+        netns: t.netns,
+        uid: 0,
+        comm: t.comm.clone(),
+        exe: exe.into(),
+        // A title is one argument.
+        argv: if argv.contains(": ") { vec![argv.into()] } else { argv.split(' ').map(str::to_owned).collect() },
+        cgroup: t.cgroup,
+        cgroup_v1: 0,
+        sig_ign: 0,
+        sig_cgt: 0,
+    }
+}
+
+fn known(node: &mut Node, t: &Task, exe: &str, argv: &str) {
+    let fact = Input::Process(fact(t, exe, argv));
+    // With the others of the scan.
+    let ready = node.inputs.iter().position(|i| matches!(i, Input::Ready { .. })).unwrap();
+    node.inputs.insert(ready, fact);
+}
+
+fn sent(node: &mut Node, at: u64, from: Task, signal: u32, to: Task) {
+    signal_of(node, at, from, signal, to, |_| {});
+}
+
+fn signal_of(node: &mut Node, at: u64, from: Task, signal: u32, to: Task, more: impl Fn(&mut SignalGenerated)) {
+    let mut s = SignalGenerated {
+        signal,
+        code: 0,
+        si_pid: 0,
+        info: SigInfo::Real,
+        result: 0,
+        group: true,
+        sender: from,
+        target: to,
+    };
+    more(&mut s);
+    node.event(at, EventKind::SignalGenerated(s));
+}
+
+fn zap(node: &mut Node, at: u64, pid1: Task, to: Task) {
+    signal_of(node, at, exiting(pid1), 9, to, |s| (s.code, s.info) = (SI_KERNEL, SigInfo::Kernel));
+}
+
+fn ends(node: &mut Node, at: u64, who: Task, code: u32) {
+    node.event(at, EventKind::Exited { task: exiting(who), code });
+}
+
+/// The worker's exit closes a request that was not answered.
+fn cut(node: &mut Node, at: u64) {
+    node.event(at, EventKind::TcpState(TcpState { bytes_sent: 0, task: exiting(task()), ..state() }));
+}
+
+fn only(node: &mut Node) -> Incident {
+    let mut said = node.said(true);
+    assert_eq!(said.len(), 1, "{said:#?}");
+    said.remove(0)
+}
+
+fn rules(incident: &Incident) -> Vec<&str> {
+    incident.chain.iter().map(|l| l.rule.as_str()).collect()
+}
+
+fn texts(incident: &Incident) -> String {
+    incident.chain.iter().map(|l| format!("{}\n", l.text)).collect()
+}
+
+#[test]
+fn what_tini_passes_on_comes_from_the_runtime() {
+    let run = |outer: bool| {
+        let mut node = Node::new();
+        known(&mut node, &pid1("tini"), "/usr/bin/tini", "tini -- nginx");
+        if outer {
+            sent(&mut node, 200 * S, runc(), 15, pid1("tini"));
+        }
+        sent(&mut node, 200 * S + MS, pid1("tini"), 15, below());
+        ends(&mut node, 200 * S + 2 * MS, task(), 0);
+        cut(&mut node, 200 * S + 3 * MS);
+        only(&mut node)
+    };
+    let told = run(true);
+    assert_eq!((told.cause, told.trigger), (Cause::NginxFastShutdown, Trigger::RuntimeStop));
+    assert_eq!(rules(&told)[2..], ["master-tells-workers", "passed-on"]);
+    assert!(
+        texts(&told).contains("tini 8592 (PID 1 in its container) in the same container sent SIGTERM to nginx master")
+    );
+    assert!(texts(&told).contains("the container runtime (runc 700) sent SIGTERM to tini 8592"), "{}", texts(&told));
+    assert_eq!(told.confidence.level, Level::Certain);
+    let untold = run(false);
+    assert_eq!((untold.cause, untold.trigger), (Cause::NginxFastShutdown, Trigger::Unknown));
+    assert_eq!(untold.confidence.value, 0.9, "{:?}", untold.confidence);
+}
+
+#[test]
+fn an_old_signal_to_tini_is_not_passed_on_now() {
+    let mut node = Node::new();
+    known(&mut node, &pid1("tini"), "/usr/bin/tini", "tini -- nginx");
+    sent(&mut node, 150 * S, runc(), 15, pid1("tini"));
+    sent(&mut node, 200 * S, pid1("tini"), 15, below());
+    ends(&mut node, 200 * S + MS, task(), 0);
+    cut(&mut node, 200 * S + 2 * MS);
+    assert_eq!(only(&mut node).trigger, Trigger::Unknown);
+}
+
+#[test]
+fn a_trap_sends_by_a_command_of_its_own() {
+    let mut node = Node::new();
+    known(&mut node, &pid1("sh"), "/bin/dash", "sh entrypoint.sh");
+    let tool =
+        Task { tgid: 8_700, pid: 8_700, ns_pid: 40, ppid: 8_592, start_ns: 200 * S, comm: "kill".into(), ..task() };
+    sent(&mut node, 200 * S, runc(), 15, pid1("sh"));
+    node.event(200 * S + MS, EventKind::Forked { parent: pid1("sh"), child: tool.clone() });
+    let argv = ["kill", "-QUIT", "7"].map(String::from).to_vec();
+    let exec = Execed { task: tool.clone(), old_pid: 8_700, path: "/bin/kill".into(), argv };
+    node.event(200 * S + 2 * MS, EventKind::Execed(exec));
+    sent(&mut node, 200 * S + 3 * MS, tool, 3, below());
+    node.listener_closes(200 * S + 4 * MS, task()).event(201 * S, syn_refused());
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.trigger), (Cause::EndpointRace, Trigger::RuntimeStop));
+    assert!(texts(&said).contains("`kill -QUIT 7`, run by the container's own processes (PID 40), sent SIGQUIT"));
+    assert_eq!(said.confidence.level, Level::Certain, "{:?}", said.confidence);
+}
+
+#[test]
+fn a_command_from_outside_and_the_link_of_its_exec() {
+    let run = |exec: bool| {
+        let mut node = Node::new();
+        let ctl =
+            Task { tgid: 8_700, pid: 8_700, ns_pid: 13, ppid: 700, start_ns: 199 * S, comm: "nginx".into(), ..task() };
+        node.event(199 * S, EventKind::Forked { parent: runc(), child: ctl.clone() });
+        if exec {
+            let argv = ["nginx", "-s", "quit"].map(String::from).to_vec();
+            let exec = Execed { task: ctl.clone(), old_pid: 8_700, path: "/usr/sbin/nginx".into(), argv };
+            node.event(199 * S + MS, EventKind::Execed(exec));
+        }
+        sent(&mut node, 200 * S, ctl, 3, master());
+        node.listener_closes(200 * S + MS, task()).event(201 * S, syn_refused());
+        only(&mut node)
+    };
+    let said = run(true);
+    assert_eq!((said.cause, said.trigger), (Cause::EndpointRace, Trigger::Unknown));
+    assert!(texts(&said).contains("`nginx -s quit`, run in the container from outside (PID 13), sent SIGQUIT"));
+    assert_eq!(said.chain.last().unwrap().rule, "run-from-outside");
+    assert_eq!(said.confidence.level, Level::Certain, "{:?}", said.confidence);
+    assert_eq!(run(false).confidence.level, Level::Likely, "who sent it was not seen");
+}
+
+#[test]
+fn cgroup_kill_is_a_kill_from_outside() {
+    let mut node = Node::new();
+    let by_file = |s: &mut SignalGenerated| (s.group, s.info) = (false, SigInfo::None);
+    signal_of(&mut node, 600 * S, runc(), 9, master(), by_file);
+    signal_of(&mut node, 600 * S + 1, runc(), 9, task(), by_file);
+    ends(&mut node, 600 * S + MS, task(), 9);
+    cut(&mut node, 600 * S + 2 * MS);
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.trigger), (Cause::ContainerKilled, Trigger::RuntimeStop));
+    assert!(
+        texts(&said).contains("the container runtime (runc 700), by cgroup.kill, sent SIGKILL"),
+        "{}",
+        texts(&said)
+    );
+    assert_eq!(said.confidence.value, 0.9);
+}
+
+#[test]
+fn one_killed_worker_is_not_a_killed_container() {
+    let mut node = Node::new();
+    sent(&mut node, 600 * S, Task { comm: "kill".into(), ..runc() }, 9, task());
+    ends(&mut node, 600 * S + MS, task(), 9);
+    cut(&mut node, 600 * S + 2 * MS);
+    let said = only(&mut node);
+    assert_eq!(said.cause, Cause::Unexplained);
+    assert!(texts(&said).contains("sent SIGKILL to nginx worker"), "{}", texts(&said));
+}
+
+#[test]
+fn an_ignored_kill_from_inside_is_not_the_kill() {
+    let mut node = Node::new();
+    // SIGKILL to PID 1 from its own namespace does nothing.
+    signal_of(&mut node, 600 * S, task(), 9, master(), |s| s.result = 1);
+    ends(&mut node, 601 * S, task(), 9);
+    cut(&mut node, 601 * S + MS);
+    assert_eq!(only(&mut node).cause, Cause::Unexplained);
+}
+
+#[test]
+fn the_masters_own_escalation_is_the_fast_shutdown() {
+    let mut node = Node::new();
+    sent(&mut node, 200 * S, runc(), 15, master());
+    sent(&mut node, 203 * S, master(), 9, task());
+    ends(&mut node, 203 * S + MS, task(), 9);
+    cut(&mut node, 203 * S + 2 * MS);
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.trigger), (Cause::NginxFastShutdown, Trigger::RuntimeStop));
+    assert!(
+        texts(&said).contains("its master, nginx master 8593 (PID 1 in its container), sent SIGKILL"),
+        "{}",
+        texts(&said)
+    );
+}
+
+#[test]
+fn pid_1_that_does_not_wait() {
+    let mut node = Node::new();
+    known(&mut node, &pid1("sh"), "/bin/dash", "sh entrypoint.sh");
+    sent(&mut node, 200 * S, runc(), 3, pid1("sh"));
+    sent(&mut node, 200 * S + MS, pid1("sh"), 3, below());
+    ends(&mut node, 200 * S + 2 * MS, pid1("sh"), 131 << 8);
+    zap(&mut node, 200 * S + 3 * MS, pid1("sh"), task());
+    ends(&mut node, 200 * S + 4 * MS, task(), 9);
+    cut(&mut node, 200 * S + 5 * MS);
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.trigger), (Cause::Pid1ExitedFirst, Trigger::RuntimeStop));
+    assert_eq!(said.confidence.level, Level::Certain, "{:?}", said.confidence);
+    assert!(texts(&said).contains("the kernel, because PID 1 (sh 8592) had ended, sent SIGKILL"), "{}", texts(&said));
+}
+
+#[test]
+fn a_supervisor_that_stops_waiting() {
+    for group in [false, true] {
+        let mut node = Node::new();
+        known(&mut node, &pid1("supervisord"), "/usr/bin/supervisord", "supervisord -n");
+        sent(&mut node, 200 * S, runc(), 15, pid1("supervisord"));
+        sent(&mut node, 201 * S, pid1("supervisord"), 3, below());
+        sent(&mut node, 211 * S, pid1("supervisord"), 9, below());
+        if group {
+            sent(&mut node, 211 * S + 1, pid1("supervisord"), 9, task());
+        } else {
+            ends(&mut node, 212 * S, pid1("supervisord"), 0);
+            zap(&mut node, 212 * S + MS, pid1("supervisord"), task());
+        }
+        ends(&mut node, 212 * S + 2 * MS, task(), 9);
+        cut(&mut node, 212 * S + 3 * MS);
+        let said = only(&mut node);
+        assert_eq!((said.cause, said.sub_cause.as_deref()), (Cause::GracePeriodExceeded, Some("stopwaitsecs")));
+        assert_eq!(said.trigger, Trigger::RuntimeStop);
+        assert!(said.summary.contains("10.0 s after SIGQUIT"), "{}", said.summary);
+        assert!(said.advice.iter().any(|a| a.id == "supervisor-stopwaitsecs"), "{:?}", said.advice);
+    }
+}
+
+#[test]
+fn a_stop_signal_that_pid_1_swallows() {
+    let run = |passed_on: bool| {
+        let mut node = Node::new();
+        known(&mut node, &pid1("manager"), "/usr/bin/manager", "manager");
+        sent(&mut node, 200 * S, runc(), 15, pid1("manager"));
+        if passed_on {
+            sent(&mut node, 200 * S + MS, pid1("manager"), 3, below());
+        }
+        // The master's parent is known from any of its records.
+        signal_of(&mut node, 200 * S + 2 * MS, below(), 10, below(), |_| {});
+        sent(&mut node, 230 * S, runc(), 9, pid1("manager"));
+        zap(&mut node, 230 * S + MS, pid1("manager"), task());
+        ends(&mut node, 230 * S + 2 * MS, task(), 9);
+        cut(&mut node, 230 * S + 3 * MS);
+        let said = only(&mut node);
+        (said.cause, said.sub_cause)
+    };
+    assert_eq!(run(false), (Cause::Pid1IgnoresStopSignal, Some("not-passed-on".into())));
+    assert_eq!(run(true), (Cause::GracePeriodExceeded, None));
+}
+
+/// nginx had been told to quit before why502 started: nobody listens, its worker finishes a request.
+fn quitting() -> Node {
+    let mut node = Node::new();
+    node.inputs.retain(|i| !matches!(i, Input::Listener(_)));
+    known(&mut node, &task(), "/usr/sbin/nginx", "nginx: worker process is shutting down");
+    let listener = ListenerFact {
+        at: 4,
+        netns: 7,
+        ip: state().tuple.local_ip,
+        port: 80,
+        inode: 0,
+        holders: vec![task().key()],
+        closed: true,
+    };
+    let ready = node.inputs.iter().position(|i| matches!(i, Input::Ready { .. })).unwrap();
+    node.inputs.insert(ready, Input::Listener(listener));
+    node
+}
+
+fn started_late(incident: &Incident) -> bool {
+    incident.missing.iter().any(|m| m.fact == "started-late")
+}
+
+#[test]
+fn a_stop_that_had_begun_before_the_start() {
+    let mut node = quitting();
+    node.event(READY + S, syn_refused());
+    sent(&mut node, READY + 2 * S, runc(), 15, master());
+    ends(&mut node, READY + 2 * S + MS, task(), 0);
+    cut(&mut node, READY + 2 * S + 2 * MS);
+    let said = node.said(true);
+    assert_eq!(causes(&said), [Cause::Unexplained, Cause::QuitThenTerm], "{said:#?}");
+    assert_eq!(said[1].confidence.value, 0.8);
+    assert!(said.iter().all(started_late), "{said:#?}");
+}
+
+#[test]
+fn a_kill_after_a_stop_that_had_begun_before_the_start() {
+    let mut node = quitting();
+    sent(&mut node, READY + 20 * S, runc(), 9, master());
+    zap(&mut node, READY + 20 * S + MS, master(), task());
+    ends(&mut node, READY + 20 * S + 2 * MS, task(), 9);
+    cut(&mut node, READY + 20 * S + 3 * MS);
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.confidence.value), (Cause::GracePeriodExceeded, 0.8));
+    assert!(started_late(&said));
+}
+
+#[test]
+fn a_worker_that_drained_before_the_start_decides_nothing() {
+    let close = |node: &mut Node, by_exit: bool| {
+        let newstate = tcp::FIN_WAIT1;
+        let s = TcpState { bytes_sent: 0, newstate, task: task(), ..state() };
+        node.event(READY + 20 * S, EventKind::TcpState(s));
+        if by_exit {
+            ends(node, READY + 20 * S + 5 * MS, task(), 0);
+        }
+        only(node)
+    };
+    let timeout = close(&mut quitting(), true);
+    assert_eq!((timeout.cause, timeout.confidence.value), (Cause::WorkerShutdownTimeout, 0.8));
+    assert!(started_late(&timeout));
+    assert_eq!(close(&mut quitting(), false).cause, Cause::Unexplained, "not a deliberate close");
+}
+
+#[test]
+fn a_kill_soon_after_the_start_may_have_been_announced() {
+    let run = |at: u64| {
+        let mut node = Node::new();
+        // A PID 1 that catches nothing: a TERM to it, ignored, may have come before.
+        known(&mut node, &pid1("sh"), "/bin/dash", "sh entrypoint.sh");
+        signal_of(&mut node, READY + MS, below(), 10, below(), |_| {});
+        sent(&mut node, at, runc(), 9, pid1("sh"));
+        zap(&mut node, at + MS, pid1("sh"), task());
+        ends(&mut node, at + 2 * MS, task(), 9);
+        cut(&mut node, at + 3 * MS);
+        only(&mut node)
+    };
+    let soon = run(READY + 20 * S);
+    assert_eq!((soon.cause, soon.confidence.level), (Cause::ContainerKilled, Level::Possible), "{soon:#?}");
+    assert!(started_late(&soon));
+    assert_eq!(run(READY + 400 * S).confidence.value, 0.9);
+    // nginx itself takes connections to the end: nothing had told it to stop.
+    let mut node = Node::new();
+    sent(&mut node, READY + 20 * S, runc(), 9, master());
+    zap(&mut node, READY + 20 * S + MS, master(), task());
+    ends(&mut node, READY + 20 * S + 2 * MS, task(), 9);
+    cut(&mut node, READY + 20 * S + 3 * MS);
+    assert_eq!(only(&mut node).confidence.value, 0.9);
+}
+
+#[test]
+fn another_pod_in_the_hosts_network_does_not_take_it_over() {
+    let host_network = |node: &mut Node| {
+        for input in &mut node.inputs {
+            if let Input::Started(s) = input {
+                s.host_netns = 7;
+            }
+        }
+    };
+    let mut node = Node::new();
+    host_network(&mut node);
+    let other = Task { tgid: 9_000, pid: 9_000, cgroup: 45, start_ns: 205 * S, comm: "pause".into(), ..task() };
+    let exec = Execed { task: other, old_pid: 9_000, path: "/pause".into(), argv: Vec::new() };
+    node.signal(200 * S, 3, master()).listener_closes(200 * S + 1, task());
+    node.event(205 * S, EventKind::Execed(exec)).event(206 * S, syn_refused());
+    assert_eq!(causes(&node.said(true)), [Cause::EndpointRace]);
+}
+
+#[test]
+fn a_fault_is_the_kernels_doing() {
+    let mut node = Node::new();
+    signal_of(&mut node, 200 * S, task(), 11, task(), |s| (s.code, s.group) = (1, false));
+    ends(&mut node, 200 * S + MS, task(), 11);
+    cut(&mut node, 200 * S + 2 * MS);
+    assert_eq!(only(&mut node).cause, Cause::Unexplained);
+}
