@@ -166,6 +166,27 @@ fn supervisord_stops_php_first() -> Result<()> {
     })
 }
 
+/// nginx and php-fpm die together: a request is lost once, by nginx, however both ends of its unix socket are closed.
+#[test]
+fn killed_with_nginx() -> Result<()> {
+    if let Err(why) = supervised::binary() {
+        println!("supervisord: skipped: {why}");
+        return Ok(());
+    }
+    runs("unix KILL, one container", Cause::ContainerKilled, || {
+        let fpm = FpmConf { children: 2 * SLOW as u32, ..FpmConf::default() };
+        let site = Site::start(&SiteConf { supervised: true, ..on_unix(fpm) })?;
+        let watch = watch(&site)?;
+        let mut slow = load(&site, "/slow.php?ms=6000", SLOW);
+        slow.max_refused = Some(AFTER);
+        let scene = Scene::start(site, &Loads { slow: Some(slow), in_php: SLOW, ..Loads::default() })?;
+        scene.site.nginx.container.signal(SIGKILL)?;
+        scene.refused()?;
+        let allowed = truth::always(&[Cause::ContainerKilled]);
+        Ok(scene.end()?.heard("unix KILL, one container", watch, &[502], &allowed)?.0)
+    })
+}
+
 /// php-fpm is gone before the first request comes.
 fn gone(name: &'static str, signal: Signal, cause: Cause) -> Result<()> {
     runs(name, cause, || {
