@@ -3,7 +3,7 @@
 use super::answer::{self, Closer};
 use super::history::History;
 use super::lost::{Actor, Conn, Evidence, ListenerClosed, Lost, RefusedAt};
-use crate::identity::{ListenState, Role, Table};
+use crate::identity::{ListenState, Owner, Role, Table};
 use crate::model::event::{
     BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, Tuple, tcp, tcp_flags,
 };
@@ -117,7 +117,11 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
         ListenState::NeverSeen => return None,
         ListenState::Listening { .. } => None,
         // Its namespace went to another pod since (inode numbers are given again at once): not this server's port.
-        ListenState::Closed { at, .. } if history.netns_passed_on(r.tuple.netns, *at) => return None,
+        ListenState::Closed { at, owner, .. }
+            if history.netns_passed_on(r.tuple.netns, *at, pod_of(owner, table).as_deref()) =>
+        {
+            return None;
+        }
         ListenState::Closed { .. } => listener_closed(listening, history, event.at),
     };
     let key = closed.as_ref().map(|c| c.task.key());
@@ -177,6 +181,11 @@ fn connect_refused(event: &Event, s: &TcpState, table: &Table, history: &History
         age_ms: None,
         evidence: Evidence::Refused { seen: RefusedAt::Requester(Box::new(s.clone())), closed },
     })
+}
+
+/// The pod of whoever had a listening socket.
+fn pod_of(owner: &Owner, table: &Table) -> Option<String> {
+    table.server_of(owner).container?.container.pod_uid.clone()
 }
 
 fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, history: &History) -> Option<Lost> {

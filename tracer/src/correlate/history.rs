@@ -272,9 +272,9 @@ impl History {
         self.netns_pods.insert(netns, (at, pod.to_string()));
     }
 
-    /// This namespace's inode number belongs to another pod since after `at`.
-    pub fn netns_passed_on(&self, netns: u32, at: BootNs) -> bool {
-        self.netns_pods.get(&netns).is_some_and(|(since, _)| *since > at)
+    /// This namespace's inode number belongs to another pod than `pod` since after `at`.
+    pub fn netns_passed_on(&self, netns: u32, at: BootNs, pod: Option<&str>) -> bool {
+        self.netns_pods.get(&netns).is_some_and(|(since, now)| *since > at && pod != Some(now.as_str()))
     }
 
     /// How a container is said to be stopped.

@@ -334,3 +334,45 @@ fn keys_of_processes_survive_pid_reuse() {
     let again = Task { start_ns: 150 * S, ..task() };
     assert_ne!(again.key(), ProcKey { ..task().key() });
 }
+
+/// `t` is started as an nginx, from outside of its container.
+fn starts(node: &mut Node, at: u64, t: &Task) {
+    let exec = Execed { task: t.clone(), old_pid: t.pid, path: "/usr/sbin/nginx".into(), argv: vec!["nginx".into()] };
+    node.event(at, EventKind::Forked { parent: host(), child: t.clone() }).event(at + 1, EventKind::Execed(exec));
+}
+
+fn opens(node: &mut Node, at: u64, by: &Task) {
+    let any = "0.0.0.0".parse().unwrap();
+    let tuple = Tuple { local_ip: any, remote_ip: any, remote_port: 0, ..state().tuple };
+    let (oldstate, newstate, side) = (tcp::CLOSE, tcp::LISTEN, Side::Listener);
+    let opened = TcpState { sk: 901, sk_cgroup: by.cgroup, tuple, oldstate, newstate, side, task: by.clone(), ..state() };
+    node.event(at, EventKind::TcpState(opened));
+}
+
+#[test]
+fn refused_while_nginx_is_restarted_in_its_pod() {
+    let again = Task { tgid: 900, pid: 900, start_ns: 201 * S, ..master() };
+    let mut node = Node::new();
+    node.signal(200 * S, 15, master()).listener_closes(200 * S + 1, exiting(master()));
+    node.event(200 * S + 600_000_000, syn_refused());
+    starts(&mut node, 201 * S, &again);
+    node.event(201 * S + 2, syn_refused());
+    opens(&mut node, 201 * S + 20_000_000, &again);
+    let said = node.said(false);
+    let kinds: Vec<_> = said.iter().map(|i| (i.cause, i.sub_cause.as_deref(), i.confidence.level)).collect();
+    assert_eq!(kinds, [(Cause::NginxNotListening, Some("restarting"), Level::Certain); 2], "{said:#?}");
+    assert_eq!(said[0].also_matched, [Cause::EndpointRace]);
+    assert!(said[0].chain.iter().any(|l| l.kind == "exec"));
+}
+
+#[test]
+fn an_nginx_started_in_another_pod_is_no_restart() {
+    let other = Task { tgid: 900, pid: 900, cgroup: 45, netns: 8, start_ns: 200 * S + 10, ..master() };
+    let mut node = Node::new();
+    node.signal(200 * S, 15, master()).listener_closes(200 * S + 1, exiting(master()));
+    starts(&mut node, 200 * S + 10, &other);
+    node.event(200 * S + 500_000_000, syn_refused());
+    let said = node.said(false);
+    assert_eq!(causes(&said), [Cause::EndpointRace]);
+    assert_eq!(said[0].confidence.level, Level::Certain, "{:?}", said[0].confidence);
+}

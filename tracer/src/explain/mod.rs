@@ -17,6 +17,7 @@ mod nginx;
 mod precedence;
 mod prestop;
 mod requester;
+mod restart;
 pub mod sender;
 pub mod server;
 mod sidecar;
@@ -92,6 +93,7 @@ const RULES: &[Rule] = &[
     unix::nobody_listens,
     absent::crashed,
     absent::not_started,
+    restart::restarting,
     prestop::failed,
     sidecar::gone_first,
     killed::killed,

@@ -7,6 +7,7 @@ use crate::model::incident::Cause;
 /// excuses it.
 const ORDER: &[Cause] = &[
     Cause::SupervisorStopOrder,
+    Cause::NginxNotListening,
     Cause::SidecarGoneFirst,
     Cause::PrestopFailed,
     Cause::Pid1IgnoresStopSignal,
@@ -23,7 +24,6 @@ const ORDER: &[Cause] = &[
     Cause::FpmListenQueueFull,
     Cause::EndpointRace,
     Cause::FpmNotListening,
-    Cause::NginxNotListening,
     Cause::KeepaliveRaceOnShutdown,
     Cause::KeepaliveRace,
     Cause::RequesterReset,

@@ -189,6 +189,17 @@ pub fn readiness() -> Advice {
     )
 }
 
+pub fn replace_not_restart() -> Advice {
+    advice(
+        "replace-not-restart",
+        "pod-spec",
+        "whoever restarts nginx (a liveness probe, supervisorctl, docker restart)",
+        "replace the pod (kubectl rollout restart), or reload with `nginx -s reload`; a liveness probe that only fails when a restart would help",
+        &[],
+        "a pod whose container is restarted in place stays an endpoint, and nobody listens until nginx is there again",
+    )
+}
+
 pub fn fpm_stopsignal() -> Advice {
     advice(
         "fpm-stopsignal-sigquit",

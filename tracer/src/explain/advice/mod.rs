@@ -178,6 +178,7 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         }
         Cause::PrestopFailed => [vec![item::prestop_command()], graceful(f, fpm)].concat(),
         Cause::SidecarGoneFirst => vec![item::native_sidecar()],
+        Cause::NginxNotListening if sub_cause == Some("restarting") => vec![item::replace_not_restart()],
         Cause::NginxNotListening => vec![item::readiness()],
         Cause::FpmControlTimeoutZero => [vec![item::control_timeout(f)], fpm_outlives_nginx(f)].concat(),
         Cause::FpmFastShutdown => graceful_fpm(f),
