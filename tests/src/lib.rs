@@ -11,11 +11,11 @@
 //! advised  a pod's end with and without what an advice changes
 //! load     the client and its ledger (one line per request)
 //! tracer   starts and stops why502
-//! schema   what why502 prints, against docs/schema
 //! ledger   the comparison: one incident per lost request, with an allowed cause
 //! accuracy how often why502 is right: scenarios, layouts, figures
 //! fire     what the probes' smoke test does to the kernel
 //! truth    which causes are right for which lost request
+//! schema   what why502 prints against docs/: the JSON Schemas, the precedence table (pairs)
 //! guard    one test at a time, skip reasons, waiting on conditions
 //! ```
 
@@ -30,6 +30,8 @@ pub mod ledger;
 pub mod load;
 pub mod net;
 pub mod nginx;
+#[path = "../../tracer/tests/it/pairs.rs"]
+pub mod pairs;
 pub mod php;
 pub mod pod;
 pub mod scene;

@@ -1,5 +1,6 @@
-//! What why502 prints, against the schemas of `docs/schema`.
+//! What why502 prints, against the schemas of `docs/schema` and the precedence table of `docs/causes.md`.
 
+use crate::pairs;
 use crate::tracer::Said;
 use anyhow::{Context, Result, anyhow, bail};
 use jsonschema::Validator;
@@ -7,8 +8,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::LazyLock;
 
-/// Every line that was printed.
+/// Every line that was printed, and every pair of causes that matched one loss.
 pub fn check(said: &Said) -> Result<()> {
+    let rows = pairs::rows().map_err(|e| anyhow!(e))?;
+    let wrong = pairs::violations(&said.incidents, &rows);
+    if !wrong.is_empty() {
+        bail!("{}", wrong.join("\n"));
+    }
     static SCHEMAS: LazyLock<Result<BTreeMap<&str, Validator>>> =
         LazyLock::new(|| ["incident", "stop"].into_iter().map(|kind| Ok((kind, read(kind)?))).collect());
     let schemas = SCHEMAS.as_ref().map_err(|e| anyhow!("{e:#}"))?;

@@ -5,6 +5,7 @@ mod cli;
 mod evidence;
 mod explain;
 mod live;
+mod pairs;
 mod recording;
 mod samples;
 mod schema;
