@@ -3,7 +3,7 @@
 use super::answer::{self, Closer};
 use super::history::History;
 use super::lost::{Actor, Conn, Evidence, ListenerClosed, Lost, RefusedAt};
-use crate::identity::{ListenState, Owner, Role, Table};
+use crate::identity::{ListenState, Role, Table};
 use crate::model::event::{
     BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, Tuple, tcp, tcp_flags,
 };
@@ -116,12 +116,7 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
         // Scans, and probes before the server is up: nobody promised to answer there.
         ListenState::NeverSeen => return None,
         ListenState::Listening { .. } => None,
-        // Its namespace went to another pod since (inode numbers are given again at once): not this server's port.
-        ListenState::Closed { at, owner, .. }
-            if history.netns_passed_on(r.tuple.netns, *at, pod_of(owner, table).as_deref()) =>
-        {
-            return None;
-        }
+        state if of_a_dead_pod(state, r.tuple.netns, table, history) => return None,
         ListenState::Closed { .. } => listener_closed(listening, history, event.at),
     };
     let key = closed.as_ref().map(|c| c.task.key());
@@ -160,11 +155,12 @@ fn connect_refused(event: &Event, s: &TcpState, table: &Table, history: &History
         netns: t.netns,
     };
     let listening = table.listeners().state_at(tuple.netns, tuple.local_ip, tuple.local_port, event.at);
-    let told = history.reset_of(&tuple, event.at.saturating_sub(SAME_CLOSE_NS)).is_some();
+    let dead = of_a_dead_pod(&listening, tuple.netns, table, history);
+    let told = !dead && history.reset_of(&tuple, event.at.saturating_sub(SAME_CLOSE_NS)).is_some();
     if told || matches!(listening, ListenState::Listening { .. }) {
         return None;
     }
-    let closed = listener_closed(&listening, history, event.at);
+    let closed = listener_closed(&listening, history, event.at).filter(|_| !dead);
     Some(Lost {
         event: event.id,
         at: event.at,
@@ -183,9 +179,11 @@ fn connect_refused(event: &Event, s: &TcpState, table: &Table, history: &History
     })
 }
 
-/// The pod of whoever had a listening socket.
-fn pod_of(owner: &Owner, table: &Table) -> Option<String> {
-    table.server_of(owner).container?.container.pod_uid.clone()
+/// The namespace went to another pod since (inode numbers are given again at once): not this server's port.
+fn of_a_dead_pod(state: &ListenState, netns: u32, table: &Table, history: &History) -> bool {
+    let ListenState::Closed { at, owner, .. } = state else { return false };
+    let pod = table.server_of(owner).container.and_then(|c| c.container.pod_uid.as_deref());
+    history.netns_passed_on(netns, *at, pod)
 }
 
 fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, history: &History) -> Option<Lost> {
