@@ -99,9 +99,7 @@ fn demo(args: &Args) -> Result<bool> {
 fn play(n: u8, story: &Story, watch: &Tracer) -> Result<(usize, usize, usize)> {
     let paint = Paint { on: std::io::stdout().is_terminal() };
     println!("\n{}\n{}", paint.bold(&format!("Act {n}: {}", story.title)), story.what);
-    let start = guard::boot_ns();
-    let (over, _) = story.plan.stage()?.play(&story.traffic)?;
-    let incidents = heard(watch, &over, start)?;
+    let (over, incidents) = shown(story, watch)?;
     let rules = Rules { made: &[502], seen: over.site.started_scripts()?, allowed: &|_, _| Cause::ALL };
     let result = ledger::compare(&over.requests, &claims(&incidents, &over.site), &rules);
     let (lost, explained) = (result.lost_total(), result.explained);
@@ -111,10 +109,9 @@ fn play(n: u8, story: &Story, watch: &Tracer) -> Result<(usize, usize, usize)> {
     for line in result.complaints() {
         println!("  {}", paint.red(&line));
     }
-    // The last one knows most of the stop.
-    let Some(example) = incidents.iter().rev().find(|i| i.cause == story.show) else {
-        bail!("no request was lost to {}: the act has nothing to show", story.show);
-    };
+    // The request that was cut latest tells most; of equal ones the last one knows most of the stop.
+    let of_cause = incidents.iter().filter(|i| i.cause == story.show);
+    let example = of_cause.max_by_key(|i| (i.age_ms, i.at_boot_ns)).context("an act shows its cause")?;
     println!("\n{}", text::incident(example, paint).trim_end());
 
     let mut all: Vec<Advice> = Vec::new();
@@ -141,6 +138,19 @@ fn play(n: u8, story: &Story, watch: &Tracer) -> Result<(usize, usize, usize)> {
 fn short(a: &Advice) -> String {
     let value = a.value.map(|v| format!(" {v} {}", a.unit.as_deref().unwrap_or_default())).unwrap_or_default();
     format!("{}{value}", a.id)
+}
+
+/// The act, until something is lost to its cause: a race is not lost by every stop.
+fn shown(story: &Story, watch: &Tracer) -> Result<(Over, Vec<Incident>)> {
+    for _ in 0..5 {
+        let start = guard::boot_ns();
+        let (over, _) = story.plan.stage()?.play(&story.traffic)?;
+        let incidents = heard(watch, &over, start)?;
+        if incidents.iter().any(|i| i.cause == story.show) {
+            return Ok((over, incidents));
+        }
+    }
+    bail!("no request was lost to {}: the act has nothing to show", story.show)
 }
 
 /// The incidents of a site that is over, as many as its client lost or as come in the time that a verdict may take.
@@ -171,9 +181,9 @@ fn acts() -> [Story; 5] {
         quit_hook: false,
         fpm: Some(Stop { sidecar: true, ..quit.clone() }),
     };
-    let traffic = Traffic { slow: 8, in_php: 8, slow_ms: 900, fast: 8, ..Traffic::default() };
+    let traffic = Traffic { slow: 8, in_php: 8, slow_ms: 900, fast: 8, answered: 500, ..Traffic::default() };
     let trouble = Some(Trouble { delay: Duration::from_millis(10), ..Trouble::default() });
-    let at_once = Deletion { propagation: Duration::from_millis(30), ..base.deletion };
+    let soon = Deletion { propagation: Duration::from_millis(300), ..base.deletion };
     [
         Story {
             title: "SIGTERM",
@@ -184,11 +194,11 @@ fn acts() -> [Story; 5] {
         },
         Story {
             title: "SIGQUIT",
-            what: "The image has STOPSIGNAL SIGQUIT, and the balancer hears of the deletion almost at once; but the network takes its\n10 ms, and nginx closes idle connections to which the next request is on its way.",
+            what: "The image has STOPSIGNAL SIGQUIT, and the balancer is quick; but the network takes its 10 ms, and nginx closes\nidle connections to which the next request is on its way.",
             show: Cause::KeepaliveRaceOnShutdown,
             plan: Plan {
                 site: SiteConf { trouble, ..base.site.clone() },
-                deletion: at_once,
+                deletion: soon,
                 nginx: quit.clone(),
                 ..base.clone()
             },

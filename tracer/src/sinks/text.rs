@@ -139,7 +139,9 @@ fn numbers(s: &Stop) -> Vec<(&'static str, String)> {
     let mut rows = Vec::new();
     let f = &s.in_flight;
     let longest = f.longest_ms.map(|ms| format!("; the longest took at least {}", seconds(ms))).unwrap_or_default();
-    if let Some(n) = f.at_signal {
+    if f.at_signal == Some(0) && f.cut == 0 {
+        rows.push(("open", "nothing was in flight at the signal".into()));
+    } else if let Some(n) = f.at_signal {
         let drain = f.drain_ms.map(|ms| format!(" (the last after {})", seconds(ms))).unwrap_or_default();
         let answered = f.answered.map(|n| format!(": {n} answered{drain}")).unwrap_or_default();
         rows.push(("open", format!("{n} in flight at the signal{answered}; {} cut{longest}", f.cut)));

@@ -76,6 +76,10 @@ fn since(from: BootNs, at: Option<BootNs>) -> Option<u64> {
 /// The counters of this stop, unless they hold another server's connections as well.
 fn counters<'o>(open: &'o Open, view: &View, lacks: &mut dyn FnMut(&str, &str)) -> Option<&'o StopCounters> {
     let Some(counters) = &open.counters else {
+        // The kernel side counts from a signal that asks; who is killed answers nothing any more.
+        if open.signal == sig::KILL {
+            return None;
+        }
         lacks("stop-counters", "how many requests were answered and accepted after the signal was not counted");
         return None;
     };
@@ -104,7 +108,8 @@ fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<Phas
         });
         if let Some(signal) = signal {
             let name = sig::name(signal.what.signal);
-            phase.text = format!("{name} from {}", chain::sender_text(signal, view));
+            // In a sentence it is set off by commas.
+            phase.text = format!("{name} from {}", chain::sender_text(signal, view).trim_end_matches(','));
         }
     }
     all.extend(open.command.as_ref().map(|command| self::command(command, open, view)));
