@@ -26,6 +26,8 @@ pub struct Order {
     pub nginx_first: bool,
     /// Seconds; supervisord's default is 10.
     pub stopwaitsecs: Option<u64>,
+    /// After that time the whole process group is killed, and not the master alone.
+    pub killasgroup: bool,
 }
 
 /// Returns supervisord's container when both servers listen.
@@ -60,6 +62,9 @@ pub(crate) fn start(
         );
         if order.nginx_first {
             let _ = writeln!(text, "priority = {priority}");
+        }
+        if order.killasgroup {
+            text.push_str("killasgroup = true\n");
         }
         if let Some(seconds) = order.stopwaitsecs {
             let _ = writeln!(text, "stopwaitsecs = {seconds}");

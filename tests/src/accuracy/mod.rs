@@ -6,12 +6,14 @@
 //! scenario  what a scenario is; table: all of them
 //! play      one or several at the same moment
 //! figures   what the plays add up to; report: as text and as a page
+//! live      one scenario as a test
 //! series    the runner: one why502 for a round of plays
 //! ```
 
 mod dice;
 mod figures;
 mod layout;
+mod live;
 mod play;
 mod report;
 mod scenario;
@@ -22,6 +24,7 @@ pub use crate::scene::LIMIT;
 pub use dice::{Dice, new_seed};
 pub use figures::{Figures, wilson};
 pub use layout::{Draw, Layout, WORDS};
+pub use live::{drawn, live};
 pub use play::{Ledgers, Part, Played, play};
 pub use report::{Setting, page, text};
 pub use scenario::{Known, Marks, Scenario};

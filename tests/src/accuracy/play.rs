@@ -7,6 +7,7 @@ use crate::ledger::{self, Claim, Comparison, Rules};
 use crate::load::Request;
 use crate::scene::{Over, Scene};
 use crate::site::{Site, Territory};
+use crate::supervised;
 use crate::tracer::Heard;
 use anyhow::{Context, Result, anyhow};
 use std::collections::HashSet;
@@ -22,6 +23,20 @@ pub struct Part {
 impl Part {
     pub fn new(scenario: &'static Scenario, draw: Draw) -> Self {
         Self { draw: scenario.fitted(draw), scenario }
+    }
+}
+
+impl Part {
+    /// What this machine lacks for it, or `None`.
+    pub fn why_not(&self) -> Option<String> {
+        let layout = &self.draw.layout;
+        let tini =
+            std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join("tini").is_file());
+        match (layout.together, layout.tini) {
+            (true, _) => supervised::binary().err().map(|e| e.to_string()),
+            (false, true) if !tini => Some("tini is not installed (apt-get install tini)".into()),
+            _ => None,
+        }
     }
 }
 
@@ -85,17 +100,30 @@ impl Played {
         self.over.lost(self.part.scenario.made)
     }
 
-    /// Takes the site down. `from`: a time before it was started.
-    pub fn close(self, from: u64) -> Result<Ledgers> {
+    /// Which causes are right for a request; `started`: a script has begun it.
+    pub fn allowed(&self, r: &Request, started: bool) -> &'static [Cause] {
+        (self.part.scenario.truth)(&Known { draw: &self.part.draw, marks: &self.marks }, r, started)
+    }
+
+    /// The site, and what is known of it. `from`: a time before it was started.
+    pub fn ledgers(self, from: u64) -> Result<(Ledgers, Site)> {
         let Self { part, over: Over { site, requests }, marks } = self;
-        let (seen, territory) = (site.started_scripts()?, site.territory());
-        let pod = site.pod.uid.clone();
-        drop(site);
-        Ok(Ledgers { part, requests, marks, seen, territory, from, to: boot_ns(), pod })
+        let (seen, territory, pod) = (site.started_scripts()?, site.territory(), site.pod.uid.clone());
+        Ok((Ledgers { part, requests, marks, seen, territory, from, to: u64::MAX, pod }, site))
     }
 }
 
 impl Ledgers {
+    /// Takes the site down: what comes from now on is of another one.
+    pub fn close(&mut self, site: Site) {
+        drop(site);
+        self.to = boot_ns();
+    }
+
+    pub fn lost(&self) -> usize {
+        self.requests.iter().filter(|r| ledger::is_lost(r, self.part.scenario.made)).count()
+    }
+
     /// Which causes are right for a request.
     pub fn allowed(&self, r: &Request) -> &'static [Cause] {
         let known = Known { draw: &self.part.draw, marks: &self.marks };
@@ -104,8 +132,11 @@ impl Ledgers {
 
     /// The incidents of this part among all that why502 told.
     pub fn mine(&self, all: &[Heard]) -> Vec<Heard> {
-        let here = |h: &&Heard| (self.from..=self.to).contains(&h.claim.at) && self.territory.has(&h.claim);
-        all.iter().filter(here).cloned().collect()
+        all.iter().filter(|h| self.owns(h)).cloned().collect()
+    }
+
+    pub fn owns(&self, heard: &Heard) -> bool {
+        (self.from..=self.to).contains(&heard.claim.at) && self.territory.has(&heard.claim)
     }
 
     pub fn compare(&self, heard: &[Heard]) -> Comparison {

@@ -6,14 +6,16 @@
 use super::dice::Dice;
 use super::figures::Figures;
 use super::layout::{Draw, Layout};
-use super::play::{Ledgers, Part, Played, play};
+use super::play::{Ledgers, Part, play};
 use super::scenario::Scenario;
 use super::table;
 use crate::guard::{self, Dir, boot_ns};
 use crate::load::write_ledger;
 use crate::schema;
-use crate::tracer::{Said, Tracer};
+use crate::site::Site;
+use crate::tracer::{Heard, Said, Tracer};
 use anyhow::{Context, Result, bail, ensure};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
 use std::path::{Path, PathBuf};
@@ -49,9 +51,10 @@ pub struct Series {
     pub plays: u64,
     pub took: Duration,
     kept: u64,
-    /// Arguments of `why502 watch` that it understands.
-    more: Vec<&'static str>,
 }
+
+/// No verdict takes longer; what is missing then is judged at the end of the round.
+const VERDICTS: Duration = Duration::from_secs(4);
 
 /// What happens at one moment.
 type Cast = Vec<Part>;
@@ -71,10 +74,8 @@ impl Series {
         order.layout.iter().try_for_each(|word| layout.with(word))?;
         let dice = Dice::new(order.seed.unwrap_or(0));
         let figures = Figures::default();
-        // Failed connects to unix sockets are seen by every kernel this way, and only this way by some.
-        let more = vec!["--unix-connect", "syscalls"];
         let took = Duration::ZERO;
-        Ok(Self { why502: why502.into(), order, chosen, dice, figures, plays: 0, took, kept: 0, more })
+        Ok(Self { why502: why502.into(), order, chosen, dice, figures, plays: 0, took, kept: 0 })
     }
 
     /// Plays all of it. The figures so far stand when it is interrupted.
@@ -144,20 +145,23 @@ impl Series {
     fn round(&mut self, round: u64, casts: Vec<Cast>) -> Result<()> {
         let dir = Dir::new()?;
         let recording = dir.join("round.rec");
-        let args: Vec<&std::ffi::OsStr> = self.more.iter().map(std::ffi::OsStr::new).collect();
-        let spec = dir.join("pod.json");
-        std::fs::write(&spec, pod_spec())?;
-        let files = ["--pod-spec".as_ref(), spec.as_os_str(), "--record".as_ref(), recording.as_os_str()];
-        let args = [&args[..], &files].concat();
-        let watch = Tracer::watch(&self.why502, &args)?;
+        let eyes = eyes(dir.path())?;
+        let args = eyes.iter().map(OsStr::new).chain(["--record".as_ref(), recording.as_os_str()]);
+        let watch = Tracer::watch(&self.why502, &args.collect::<Vec<_>>())?;
         println!("round {} of {}: {} plays", round + 1, self.order.runs, casts.len());
         let mut all = Vec::new();
         let mut heard = Vec::new();
-        let mut lines = 0;
+        let (mut lines, mut unplayed) = (0, 0);
         for cast in casts {
-            let start = Instant::now();
             let names: Vec<String> = cast.iter().map(Part::to_string).collect();
-            let played = self.one(&cast, &watch);
+            if let Some(why) = cast.iter().find_map(Part::why_not) {
+                println!("  {}: skipped: {why}", names.join(" + "));
+                continue;
+            }
+            let turn = guard::turn()?;
+            let start = Instant::now();
+            let played = one(&cast, &watch, &mut lines, &mut heard);
+            drop(turn);
             // A play that fails of itself ends nothing but itself.
             let ledgers = match played {
                 Ok(ledgers) => ledgers,
@@ -165,12 +169,12 @@ impl Series {
                     let line = format!("{}: not played: {e:#}", names.join(" + "));
                     println!("  {line}");
                     self.figures.deviations.push(line);
+                    unplayed += 1;
                     continue;
                 }
                 Err(e) => return Err(e),
             };
             self.plays += 1;
-            heard.extend(watch.more(&mut lines)?);
             for one in ledgers {
                 let result = one.compare(&one.mine(&heard));
                 let (lost, explained) = (result.lost_total(), result.explained);
@@ -183,33 +187,21 @@ impl Series {
         let said = watch.stop()?;
         ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
         schema::check(&said)?;
-        self.judge(&all, said, heard, &recording)
-    }
-
-    fn one(&self, cast: &[Part], watch: &Tracer) -> Result<Vec<Ledgers>> {
-        let _turn = guard::turn()?;
-        let from = boot_ns();
-        let played = play(cast, |_| Ok(()))?;
-        for one in &played {
-            watch.wait_for(one.lost(), &one.over.site)?;
+        self.judge(&all, said, &mut heard, &recording)?;
+        if unplayed == 0 {
+            self.strays(&all, &heard);
         }
-        played.into_iter().map(|one: Played| one.close(from)).collect()
+        Ok(())
     }
 
     /// Once everything is final: a verdict that comes too late for its play still counts.
-    fn judge(
-        &mut self,
-        all: &[Ledgers],
-        said: Said,
-        mut heard: Vec<crate::tracer::Heard>,
-        recording: &Path,
-    ) -> Result<()> {
+    fn judge(&mut self, all: &[Ledgers], said: Said, heard: &mut Vec<Heard>, recording: &Path) -> Result<()> {
         // What it said between the last look and its end.
         for incident in said.incidents.iter().skip(heard.len()) {
-            heard.push(crate::tracer::Heard { claim: incident.into(), read: boot_ns() });
+            heard.push(Heard { claim: incident.into(), read: boot_ns() });
         }
         for one in all {
-            let bad = self.figures.add(one, &one.mine(&heard));
+            let bad = self.figures.add(one, &one.mine(heard));
             for line in &bad {
                 println!("  DEVIATION {}: {line}", one.part);
             }
@@ -218,6 +210,18 @@ impl Series {
             }
         }
         Ok(())
+    }
+
+    /// Incidents of pods of this process that belong to no play: of the time before or after it.
+    fn strays(&mut self, all: &[Ledgers], heard: &[Heard]) {
+        let mark = format!("{:08x}-", std::process::id());
+        let ours = heard.iter().filter(|h| h.claim.pod.as_ref().is_some_and(|pod| pod.starts_with(&mark)));
+        for stray in ours.filter(|h| all.iter().all(|one| !one.owns(h))) {
+            let line = format!("outside of every play: {}", stray.claim);
+            println!("  DEVIATION {line}");
+            self.figures.false_incidents += 1;
+            self.figures.deviations.push(line);
+        }
     }
 
     /// The recording, cut to the time of one part, and the client's ledger.
@@ -230,6 +234,24 @@ impl Series {
         println!("  kept: {}.rec, .jsonl", base.display());
         Ok(())
     }
+}
+
+/// Plays it, waits for its verdicts, and takes it down.
+fn one(cast: &[Part], watch: &Tracer, lines: &mut usize, heard: &mut Vec<Heard>) -> Result<Vec<Ledgers>> {
+    let from = boot_ns();
+    let mut all: Vec<(Ledgers, Site)> =
+        play(cast, |_| Ok(()))?.into_iter().map(|one| one.ledgers(from)).collect::<Result<_>>()?;
+    let _ = guard::wait("verdicts", VERDICTS, || {
+        heard.extend(watch.more(lines).unwrap_or_default());
+        all.iter().all(|(one, _)| one.mine(heard).len() >= one.lost())
+    });
+    Ok(all
+        .drain(..)
+        .map(|(mut one, site)| {
+            one.close(site);
+            one
+        })
+        .collect())
 }
 
 /// What was known when why502 was ready, and what came from `from` to `to`: it replays to the same verdicts for a site of
@@ -251,6 +273,15 @@ fn slice(recording: &Path, from: u64, to: u64, out: &Path) -> Result<()> {
 }
 
 /// What the tracer is told of the pods: a hook that is mistyped, as one scenario runs it.
+/// What `why502 watch` is told for a series: failed connects to unix sockets are seen by every kernel this way, and only this
+/// way by some; the commands of hooks are in the spec alone.
+pub(super) fn eyes(dir: &Path) -> Result<[String; 4]> {
+    let spec = dir.join("pod.json");
+    std::fs::write(&spec, pod_spec())?;
+    let spec = spec.display().to_string();
+    Ok(["--unix-connect".into(), "syscalls".into(), "--pod-spec".into(), spec])
+}
+
 fn pod_spec() -> String {
     let hook = serde_json::json!({"preStop": {"exec": {"command": table::absent::HOOK}}});
     let containers = serde_json::json!([{"name": "nginx", "lifecycle": hook}]);
