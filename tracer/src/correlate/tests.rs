@@ -345,7 +345,8 @@ fn opens(node: &mut Node, at: u64, by: &Task) {
     let any = "0.0.0.0".parse().unwrap();
     let tuple = Tuple { local_ip: any, remote_ip: any, remote_port: 0, ..state().tuple };
     let (oldstate, newstate, side) = (tcp::CLOSE, tcp::LISTEN, Side::Listener);
-    let opened = TcpState { sk: 901, sk_cgroup: by.cgroup, tuple, oldstate, newstate, side, task: by.clone(), ..state() };
+    let opened =
+        TcpState { sk: 901, sk_cgroup: by.cgroup, tuple, oldstate, newstate, side, task: by.clone(), ..state() };
     node.event(at, EventKind::TcpState(opened));
 }
 
@@ -375,4 +376,31 @@ fn an_nginx_started_in_another_pod_is_no_restart() {
     let said = node.said(false);
     assert_eq!(causes(&said), [Cause::EndpointRace]);
     assert_eq!(said[0].confidence.level, Level::Certain, "{:?}", said[0].confidence);
+}
+
+/// A request of `age_ms` that the worker closed `since_ms` after the QUIT to its master, to end right afterwards.
+fn closed_while_draining(since_ms: u64, age_ms: u64, unread: bool) -> Incident {
+    let (mut node, at) = (Node::new(), 200 * S + since_ms * 1_000_000);
+    // INITIAL_JIFFIES is -300 s; HZ is 1000 here.
+    let jiffies = ((at / 1_000_000) as u32).wrapping_sub(300_000);
+    let (newstate, copied_seq) = if unread { (tcp::CLOSE, 1000) } else { (tcp::FIN_WAIT1, 1080) };
+    let lrcvtime = jiffies.wrapping_sub(age_ms as u32);
+    let s = TcpState { bytes_sent: 0, newstate, copied_seq, jiffies, lrcvtime, ..state() };
+    node.signal(200 * S, 3, master()).event(at, EventKind::TcpState(s));
+    node.event(at + 1_000_000, EventKind::Exited { task: exiting(task()), code: 0 });
+    node.said(true).pop().unwrap()
+}
+
+#[test]
+fn a_shutdown_timeout_closes_what_had_come_before_it() {
+    let said = |since, age, unread| {
+        let one = closed_while_draining(since, age, unread);
+        (one.cause, one.confidence.value)
+    };
+    assert_eq!(said(1000, 1300, false), (Cause::WorkerShutdownTimeout, 0.97));
+    assert_eq!(said(100, 130, false), (Cause::WorkerShutdownTimeout, 0.9), "a short one is told, less surely");
+    assert_ne!(said(1000, 300, false).0, Cause::WorkerShutdownTimeout, "a request that came after the signal");
+    assert_ne!(said(100, 60, false).0, Cause::WorkerShutdownTimeout, "likewise");
+    assert_ne!(said(5, 5, false).0, Cause::WorkerShutdownTimeout, "in the turn of the signal itself");
+    assert_ne!(said(100, 130, true).0, Cause::WorkerShutdownTimeout, "never read");
 }

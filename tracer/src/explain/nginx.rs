@@ -9,7 +9,7 @@ use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
 use super::{Finding, View, killed};
-use crate::correlate::answer::Closer;
+use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::model::event::BootNs;
@@ -19,10 +19,14 @@ use crate::model::incident::{Cause, Missing, Trigger};
 const QUIT_NS: u64 = 3_600_000_000_000;
 /// After the timeout a worker closes all and exits in the same turn of its event loop.
 const TIMEOUT_EXIT_NS: u64 = 500_000_000;
-/// The shortest worker_shutdown_timeout is one second; timers may fire a little early.
-const TIMEOUT_MIN_NS: u64 = 900_000_000;
+/// Timeouts in seconds are usual; timers may fire a little early.
+const TIMEOUT_USUAL_NS: u64 = 900_000_000;
+/// A shorter one cannot be told from what the worker does in the turn in which it is told to end.
+const TIMEOUT_MIN_NS: u64 = 50_000_000;
 /// A request can still be taken in the turn in which the signal arrives; one jiffy of the age is unknown.
 const ARRIVAL_SLACK_NS: u64 = 200_000_000;
+/// The same for a short timeout, of which that would be too much: two jiffies at HZ=100.
+const SHORT_SLACK_NS: u64 = 20_000_000;
 /// Endpoints are gone everywhere after this time; who still comes is not racing with their removal.
 const RACE_NS: u64 = 60_000_000_000;
 
@@ -75,7 +79,7 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
 
 /// worker_shutdown_timeout: N seconds after a quit or a reload, an old worker closes what is still open, and ends.
 pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
-    let Evidence::Close { closer: Closer::Local, .. } = &lost.evidence else { return None };
+    let Evidence::Close { closer: Closer::Local, state, .. } = &lost.evidence else { return None };
     if server.kind != Kind::Nginx || server.exiting || server.is_master {
         return None;
     }
@@ -87,7 +91,9 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
     let since = lost.at - signal.at;
     // A worker that was told to end takes no new requests, so this one had come before, and waited since.
     let waited = lost.age_ms? * 1_000_000;
-    if since < TIMEOUT_MIN_NS || waited + ARRIVAL_SLACK_NS < since {
+    let short = since < TIMEOUT_USUAL_NS;
+    let slack = if short { SHORT_SLACK_NS } else { ARRIVAL_SLACK_NS };
+    if since < TIMEOUT_MIN_NS || waited + slack < since || short && answer::unread(state) > 0 {
         return None;
     }
     let mut chain = Chain::new(lost.at);
@@ -95,6 +101,10 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
     chain.exit(exit, "ends-after-closing-everything", view);
     chain.signal(signal, "worker-drains-since", view);
     let reload = !sig::stops(signal.what.signal);
+    let mut confidence = Confidence::of(0.97);
+    if short {
+        confidence.cap(0.9, "a timeout below a second is unusual");
+    }
     Some(Finding {
         cause: Cause::WorkerShutdownTimeout,
         sub_cause: reload.then_some("reload"),
@@ -105,7 +115,7 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
             sig::name(signal.what.signal)
         ),
         chain,
-        confidence: Confidence::of(0.97),
+        confidence,
         missing: Vec::new(),
     })
 }
