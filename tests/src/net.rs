@@ -22,10 +22,10 @@ impl Netns {
         Ok(ns)
     }
 
-    /// A name for the host's own network namespace; dropping it takes away the name only.
+    /// A name for the harness's own network namespace, the host's; dropping it takes away the name only.
     pub fn of_host(tag: &str) -> Result<Self> {
         let ns = Self { name: format!("w5-{}-{}-{tag}", std::process::id(), serial()) };
-        run("ip", &["netns", "attach", &ns.name, "1"])?;
+        run("ip", &["netns", "attach", &ns.name, &std::process::id().to_string()])?;
         Ok(ns)
     }
 

@@ -190,15 +190,13 @@ impl Live {
         let mut own = check::Own::default();
         let mut early = Vec::new();
         if options.check {
-            let checked = check::run(&mut drain, &mounts, options.all_signals, &probes.status()).await?;
+            let checked = check::run(&mut drain, options.all_signals, &probes.status()).await?;
             degraded.extend(checked.unchecked);
             (own, early) = (checked.own, checked.batches);
         }
 
-        let filter = match &mounts.cgroup2 {
-            Some(mount) if options.filter => filter::Filter::new(root, mount, &scan, &resolver),
-            _ => filter::Filter::default(),
-        };
+        let filter =
+            if options.filter { filter::Filter::new(root, &scan, &resolver) } else { filter::Filter::default() };
         for cgroup in filter.skipped() {
             skip.add(cgroup)?;
         }

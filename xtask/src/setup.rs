@@ -56,8 +56,12 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "strip", ["binutils"]),
     // One test has nginx and php-fpm under it, in one container.
     tool!(Test, "supervisord", ["supervisor"]),
-    // PID 1 of containers in some of the accuracy scenarios.
+    // PID 1 of containers: in some of the accuracy scenarios, and in the tests of who sent a signal.
     tool!(Test, "tini", ["tini"]),
+    tool!(Test, "dumb-init", ["dumb-init"]),
+    tool!(Test, "catatonit", ["catatonit"]),
+    tool!(Test, "runsvdir", ["runit"]),
+    tool!(Test, "s6-svscan", ["s6"]),
 ];
 
 /// Debian's own compiler, with a `core` for BPF that is built already.

@@ -143,7 +143,9 @@ impl Server {
     /// The signal on which the server itself closed something at `until`: TERM, INT or QUIT from somebody. `None` when it
     /// was killed before that, because then the kernel closed it.
     pub fn asked_to_stop<'v>(&self, view: &'v View, until: BootNs) -> Option<&'v Signal> {
-        let last = *self.stop_signals(view, until).last()?;
+        // A master that kills its stuck worker does what it was asked to.
+        let own = |s: &Signal| s.what.signal == sig::KILL && Some(s.what.sender.key()) == self.master;
+        let last = self.stop_signals(view, until).into_iter().rfind(|s| !own(s))?;
         (sig::asks_to_stop(last.what.signal) && !last.by_kernel()).then_some(last)
     }
 

@@ -2,7 +2,6 @@
 //! directory (`/`), so fixtures can feed it, and a pod can use a host mount.
 
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// A capability that matters here: bit and name (include/uapi/linux/capability.h).
@@ -188,23 +187,6 @@ pub fn namespace(root: &Path, pid: &str, name: &str) -> Option<u32> {
     link.to_str()?.split_once(":[")?.1.strip_suffix(']')?.parse().ok()
 }
 
-/// Id (inode) of our own cgroup in the hierarchy mounted at `mount`; `controller` is `""` for v2. `None` where our view
-/// of the tree is not the host's.
-pub fn own_cgroup(root: &Path, mount: &Path, controller: &str) -> Option<u64> {
-    let text = fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
-    let path = text.lines().find_map(|line| {
-        let mut fields = line.splitn(3, ':').skip(1);
-        let (controllers, path) = (fields.next()?, fields.next()?);
-        controllers.split(',').any(|c| c == controller).then_some(path)
-    })?;
-    // A path that leaves our cgroup namespace's root cannot be followed from here.
-    if path.contains("..") {
-        return None;
-    }
-    let inside = |p: &Path| p.strip_prefix("/").unwrap_or(p).to_path_buf();
-    Some(fs::metadata(root.join(inside(mount)).join(inside(Path::new(path)))).ok()?.ino())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,8 +246,6 @@ broken line
         put("proc/sys/kernel/osrelease", "6.12.43\n");
         put("proc/sys/kernel/hostname", "node-1\n");
         put("proc/sys/kernel/random/boot_id", "b00t\n");
-        put("proc/self/cgroup", "4:cpu,memory:/kubepods/x\n0::/\n");
-        fs::create_dir_all(root.join("sys/fs/cgroup/memory/kubepods/x")).unwrap();
         fs::create_dir_all(root.join("proc/1/ns")).unwrap();
         std::os::unix::fs::symlink("net:[4026531840]", root.join("proc/1/ns/net")).unwrap();
         let pidns = root.join("proc/1/ns/pid");
@@ -281,11 +261,6 @@ broken line
         fs::create_dir_all(root.join("proc/2/ns")).unwrap();
         std::os::unix::fs::symlink("net:[7]", root.join("proc/2/ns/net")).unwrap();
         assert_eq!(Host::read(root).netns, 7, "kthreadd never leaves the host's namespaces");
-        let want = fs::metadata(root.join("sys/fs/cgroup/memory/kubepods/x")).unwrap().ino();
-        assert_eq!(own_cgroup(root, Path::new("/sys/fs/cgroup/memory"), "memory"), Some(want));
-        assert_eq!(own_cgroup(root, Path::new("/sys/fs/cgroup/unified"), ""), None);
-        put("proc/self/cgroup", "0::/../other\n");
-        assert_eq!(own_cgroup(root, Path::new("/sys/fs/cgroup"), ""), None);
     }
 
     #[test]

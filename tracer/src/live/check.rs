@@ -10,7 +10,6 @@ mod compare;
 mod unix;
 
 use crate::kernel::clock;
-use crate::kernel::host::Mounts;
 use crate::model::BootNs;
 use crate::model::event::{Event, EventKind, Tuple};
 use crate::model::input::{Degraded, HookStatus};
@@ -90,13 +89,8 @@ impl Own {
 }
 
 /// Does the acts, waits for their records and compares. The probes must be attached.
-pub(super) async fn run(
-    drain: &mut Drain,
-    mounts: &Mounts,
-    all_signals: bool,
-    hooks: &[HookStatus],
-) -> Result<Checked, CheckError> {
-    let us = Us::read(mounts);
+pub(super) async fn run(drain: &mut Drain, all_signals: bool, hooks: &[HookStatus]) -> Result<Checked, CheckError> {
+    let us = Us::read();
     let (acts, problems) = Acts::perform(all_signals, hooks).await;
     let mut own = Own {
         us: Some(us.clone()),

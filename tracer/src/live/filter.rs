@@ -22,10 +22,10 @@ pub(super) struct Filter {
 }
 
 impl Filter {
-    /// `mount`: where cgroup2 is mounted. Call it after [`Resolver::snapshot`].
-    pub(super) fn new(root: &Path, mount: &Path, scan: &Scan, resolver: &Resolver) -> Filter {
-        let mount = root.join(mount.strip_prefix("/").unwrap_or(mount));
-        let inside = |path: &str| mount.join(path.trim_start_matches('/'));
+    /// Call it after [`Resolver::snapshot`].
+    pub(super) fn new(root: &Path, scan: &Scan, resolver: &Resolver) -> Filter {
+        let Some(tree) = resolver.trees().dir(Hierarchy::V2) else { return Filter::default() };
+        let inside = |path: &str| tree.join(path.trim_start_matches('/'));
         let paths: BTreeMap<u64, &str> = resolver.cgroups(Hierarchy::V2).collect();
         let chosen = host_cgroups_to_skip(scan, resolver).into_iter().filter_map(|id| {
             let path = paths.get(&id).filter(|p| p.starts_with("/system.slice/"))?;
@@ -84,7 +84,7 @@ mod tests {
         let (dir, id) = host();
         let mut resolver = Resolver::new(dir.path());
         resolver.snapshot(1);
-        let filter = Filter::new(dir.path(), Path::new("/sys/fs/cgroup"), &Scan::default(), &resolver);
+        let filter = Filter::new(dir.path(), &Scan::default(), &resolver);
         let mut want = vec![id(dir.path(), "system.slice/ssh.service"), id(dir.path(), "system.slice/x.service")];
         want.sort_unstable();
         assert_eq!(filter.skipped().collect::<Vec<_>>(), want);
@@ -96,7 +96,7 @@ mod tests {
         let (dir, id) = host();
         let mut resolver = Resolver::new(dir.path());
         resolver.snapshot(1);
-        let mut filter = Filter::new(dir.path(), Path::new("/sys/fs/cgroup"), &Scan::default(), &resolver);
+        let mut filter = Filter::new(dir.path(), &Scan::default(), &resolver);
         assert_eq!(filter.notable_now(2), [0u64; 0]);
         // This very process plays the server: its /proc entry is copied under another name.
         put(dir.path(), "sys/fs/cgroup/system.slice/x.service/cgroup.procs", "41\n");

@@ -1,9 +1,9 @@
 //! Who sent the signal, and what was under way when why502 started: by hand.
 
-use super::{Node, READY, S, causes, exiting, host, master, syn_refused, task};
+use super::{Node, POD, READY, S, causes, exiting, host, master, syn_refused, task};
 use crate::correlate::answer::tests::state;
 use crate::model::event::{EventKind, Execed, SI_KERNEL, SigInfo, SignalGenerated, Task, TcpState, tcp};
-use crate::model::input::{ListenerFact, ProcessFact};
+use crate::model::input::{CgroupFact, Hierarchy, ListenerFact, ProcessFact};
 use crate::model::{Cause, Incident, Input, Level, Trigger};
 
 const MS: u64 = 1_000_000;
@@ -190,6 +190,24 @@ fn cgroup_kill_is_a_kill_from_outside() {
         texts(&said)
     );
     assert_eq!(said.confidence.value, 0.9);
+}
+
+#[test]
+fn the_death_of_a_shared_pid_1_is_the_pods() {
+    let mut node = Node::new();
+    let path = format!("/kubepods/burstable/pod{POD}/{:c<64}", "");
+    let pause = Task { cgroup: 46, ..pid1("pause") };
+    node.inputs.insert(3, Input::Cgroup(CgroupFact { at: 1, id: 46, hierarchy: Hierarchy::V2, path: Some(path) }));
+    known(&mut node, &pause, "/pause", "/pause");
+    let init = Task { ns_pid: 7, ..master() };
+    sent(&mut node, 600 * S, runc(), 9, pause.clone());
+    zap(&mut node, 600 * S + MS, pause.clone(), init);
+    zap(&mut node, 600 * S + MS, pause, task());
+    ends(&mut node, 600 * S + 2 * MS, task(), 9);
+    cut(&mut node, 600 * S + 3 * MS);
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.trigger), (Cause::ContainerKilled, Trigger::RuntimeStop));
+    assert!(texts(&said).contains("because PID 1 (pause 8592) had ended"), "{}", texts(&said));
 }
 
 #[test]

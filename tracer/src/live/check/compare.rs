@@ -2,8 +2,10 @@
 
 use super::CheckError;
 use super::acts::{self, Child, Connection};
-use crate::kernel::host::{self, INIT_PIDNS, Mounts};
+use crate::kernel::host::{self, INIT_PIDNS};
 use crate::model::event::{Execed, ResetSent, Side, SigInfo, SignalGenerated, Task, TcpState, tcp};
+use crate::model::input::Hierarchy;
+use crate::sources::cgroups::Trees;
 use std::fmt::Display;
 use std::fs;
 use std::net::SocketAddr;
@@ -28,8 +30,10 @@ pub(super) struct Us {
 }
 
 impl Us {
-    pub(super) fn read(mounts: &Mounts) -> Us {
+    pub(super) fn read() -> Us {
         let root = Path::new("/");
+        // In a private cgroup namespace /proc names our own cgroup `/`, and the host's tree is mounted elsewhere.
+        let trees = Trees::find(root);
         let text = |path: &str| fs::read_to_string(path).ok();
         let namespace = |name| host::namespace(root, "self", name).unwrap_or(0);
         // After the last ')': state, ppid, …; the start time is the 20th of these.
@@ -37,7 +41,6 @@ impl Us {
         let field = |n: usize| stat.as_deref()?.rsplit_once(')')?.1.split_whitespace().nth(n)?.parse::<u64>().ok();
         let pidns = namespace("pid");
         let whole_users = text("/proc/self/uid_map").is_some_and(|m| m.split_whitespace().eq(["0", "0", "4294967295"]));
-        let v1 = mounts.v1().and_then(|(controller, mount)| host::own_cgroup(root, mount, controller));
         Us {
             pid: std::process::id(),
             netns: namespace("net"),
@@ -47,8 +50,8 @@ impl Us {
             start_ticks: field(19).filter(|_| namespace("time") == INIT_TIMENS || namespace("time") == 0),
             ppid: field(1).filter(|_| pidns == INIT_PIDNS).and_then(|p| u32::try_from(p).ok()),
             uid: whole_users.then(|| rustix::process::getuid().as_raw()),
-            cgroup: mounts.cgroup2.as_deref().and_then(|mount| host::own_cgroup(root, mount, "")),
-            cgroup_v1: v1,
+            cgroup: trees.own_id(root, Hierarchy::V2),
+            cgroup_v1: trees.own_id(root, Hierarchy::V1),
         }
     }
 

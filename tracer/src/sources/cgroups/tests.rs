@@ -147,6 +147,8 @@ fn paths_seen_from_a_private_namespace() {
     assert_eq!(trees.absolute(Hierarchy::V2, &seen), Some(format!("/kubepods/pod2/{A}")));
     assert_eq!(trees.id_of(Hierarchy::V2, &seen), Some(other));
     assert_eq!(trees.absolute(Hierarchy::V2, "/").as_deref(), Some("/kubepods/pod1/me"));
+    assert_eq!(trees.own_id(root.0.path(), Hierarchy::V2), Some(root.dir(me)));
+    assert_eq!(trees.own_id(root.0.path(), Hierarchy::V1), None);
     assert_eq!(trees.absolute(Hierarchy::V2, "/../../../../.."), None, "above the top");
     assert_eq!(trees.id_of(Hierarchy::V2, "/../nobody"), None);
     // The same with our process one level below the namespace's root.

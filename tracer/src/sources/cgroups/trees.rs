@@ -84,6 +84,16 @@ impl Trees {
         Some(fs::symlink_metadata(dir).ok().filter(fs::Metadata::is_dir)?.ino())
     }
 
+    /// Id of our own cgroup, below the `root` that this was made with.
+    pub fn own_id(&self, root: &Path, hierarchy: Hierarchy) -> Option<u64> {
+        let controller = match hierarchy {
+            Hierarchy::V2 => "",
+            Hierarchy::V1 => self.v1_controller()?,
+        };
+        let text = fs::read(root.join("proc/self/cgroup")).ok()?;
+        self.id_of(hierarchy, &own_path(&String::from_utf8_lossy(&text), controller)?)
+    }
+
     /// Id and path of each cgroup of a hierarchy; what vanishes meanwhile is left out.
     pub(super) fn walk(&self, hierarchy: Hierarchy) -> Vec<(u64, String)> {
         let mut found = Vec::new();
