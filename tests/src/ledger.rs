@@ -241,9 +241,13 @@ pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Compari
     for claim in unmatched {
         let upstream = claim.requester.is_none_or(|r| !clients.contains(&plain(r).ip()));
         let free = made.iter().filter(|i| upstream && taken[**i].is_none() && around(&requests[**i], claim.at));
-        // Several of one moment cannot be told apart by their ends: then the causes must be right as a set.
-        let right = |r: &Request| (rules.allowed)(r, rules.seen.contains(&r.id)).contains(&claim.cause);
-        let nearest = |i: &&usize| (requests[**i].t_end.abs_diff(claim.at) / MOMENT_NS, !right(&requests[**i]));
+        // Several of one moment cannot be told apart by their ends: then the causes must be right as a set. Who can have no
+        // other cause comes first.
+        let nearest = |i: &&usize| {
+            let r = &requests[**i];
+            let allowed = (rules.allowed)(r, rules.seen.contains(&r.id));
+            (r.t_end.abs_diff(claim.at) / MOMENT_NS, !allowed.contains(&claim.cause), allowed.len())
+        };
         match free.min_by_key(nearest) {
             Some(&i) => taken[i] = Some(claim),
             None => result.false_incidents.push(claim.clone()),
@@ -397,6 +401,26 @@ mod tests {
         assert!(c.exact() && c.explained == 1, "{:?}", c.complaints());
         said.at = 3 * S;
         assert_eq!(compared(&r, &[said]).false_incidents.len(), 1);
+    }
+
+    #[test]
+    fn within_a_moment_the_causes_are_right_as_a_set() {
+        let made = |id: &str, at: u64| request(id, 1, at, Outcome::HttpError { status: 502 });
+        let (begun, queued) = (made("begun", S), made("queued", S + 1_000_000));
+        let allowed: &dyn Fn(&Request, bool) -> &'static [Cause] = &|r, _| match r.id.as_str() {
+            "begun" => &[Cause::FpmFastShutdown],
+            _ => &[Cause::FpmFastShutdown, Cause::FpmAcceptQueueDropped],
+        };
+        let said = |at: u64, cause| Claim { requester: None, server: None, ..claim(1, at, cause) };
+        let compared = |claims: &[Claim]| {
+            let rules = Rules { made: &[502], seen: HashSet::new(), allowed };
+            compare(&[queued.clone(), begun.clone()], claims, &rules)
+        };
+        let cut = said(S + 2_000_000, Cause::FpmFastShutdown);
+        let dropped = said(S, Cause::FpmAcceptQueueDropped);
+        assert!(compared(&[cut.clone(), dropped.clone()]).exact());
+        assert!(compared(&[cut.clone(), cut]).exact());
+        assert_eq!(compared(&[dropped.clone(), dropped]).wrong_cause.len(), 1);
     }
 
     #[test]
