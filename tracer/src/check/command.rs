@@ -41,6 +41,10 @@ pub enum Pid1 {
         sure: bool,
         why: String,
     },
+    /// Ends on the signal without waiting for the server, which the kernel then kills.
+    Leaves {
+        why: String,
+    },
     Unknown {
         why: String,
     },
@@ -76,6 +80,11 @@ pub fn start(argv: &[String], around: &Surroundings) -> Start {
     found
 }
 
+/// runit's runsvdir ends on SIGTERM at once (HUP would stop its services), whatever they do.
+pub fn runit() -> Pid1 {
+    Pid1::Leaves { why: "runsvdir ends on SIGTERM and waits for no service".to_owned() }
+}
+
 fn unknown(why: impl Into<String>) -> Pid1 {
     Pid1::Unknown { why: why.into() }
 }
@@ -96,6 +105,7 @@ fn follow(argv: &[String], around: &Surroundings, servers: &mut Vec<Server>, dep
     }
     match name {
         "supervisord" => return Pid1::Supervisor,
+        "runsvdir" => return runit(),
         "python" | "python2" | "python3" if rest.iter().any(|word| base(word) == "supervisord") => {
             return Pid1::Supervisor;
         }
@@ -106,7 +116,12 @@ fn follow(argv: &[String], around: &Surroundings, servers: &mut Vec<Server>, dep
                 .position(|word| word == "--")
                 .map_or_else(|| rest.iter().position(|word| !word.starts_with('-')), |dashes| Some(dashes + 1));
             return match follow(&rest[inner.unwrap_or(rest.len())..], around, servers, depth + 1) {
-                Pid1::Deaf { .. } => unknown(format!("{name} passes the signal on to a shell, which ends of it")),
+                // Not PID 1 itself, so the default action is taken: it ends, and the init with it.
+                Pid1::Deaf { sure: true, .. } => {
+                    let why = format!("{name} passes the signal on to a shell, which ends of it, and {name} with it");
+                    Pid1::Leaves { why }
+                }
+                Pid1::Deaf { .. } => unknown(format!("{name} starts a shell, which may stay and end of the signal")),
                 other => other,
             };
         }
@@ -298,11 +313,18 @@ mod tests {
             (&["/bin/sh", "-c", "php-fpm -D; nginx -g 'daemon off;' & wait"], Sh::Bash, Some(true)),
             (&["tail", "-f", "/dev/null"], Sh::Unknown, Some(true)),
             (&["/bin/sh", "-c", "trap 'x' TERM; nginx & wait"], Sh::Dash, None),
-            (&["tini", "--", "sh", "-c", "nginx & wait"], Sh::Dash, None),
             (&["/app/start"], Sh::Dash, None),
         ] {
             assert_eq!(deaf(&pid1(words, sh)), want, "{words:?}");
         }
+    }
+
+    #[test]
+    fn who_does_not_wait() {
+        let leaves = |words: &[&str]| matches!(pid1(words, Sh::Dash), Pid1::Leaves { .. });
+        assert!(leaves(&["tini", "--", "sh", "-c", "nginx & wait"]));
+        assert!(leaves(&["runsvdir", "/etc/service"]));
+        assert!(!leaves(&["tini", "--", "sh", "-c", "exec nginx"]));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub struct Finding {
     pub schema: u32,
     /// What why502 would say of the lost requests.
     pub cause: Cause,
+    pub sub_cause: Option<String>,
     pub severity: Severity,
     /// `Deployment/web`
     pub workload: Option<String>,
@@ -51,6 +52,7 @@ impl Finding {
             kind: "finding".into(),
             schema: SCHEMA,
             cause,
+            sub_cause: None,
             severity,
             workload: None,
             container: None,

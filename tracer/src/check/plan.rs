@@ -46,6 +46,11 @@ pub enum End {
     Killed {
         at: u64,
     },
+    /// PID 1 goes, and the kernel kills the server with it.
+    Left {
+        at: u64,
+        why: String,
+    },
     /// Ends when PID 1, another server, has ended.
     Last,
     Unknown,
@@ -55,7 +60,7 @@ impl End {
     /// When it stops to accept connections.
     pub fn closes_at(&self) -> Option<u64> {
         match self {
-            End::Graceful { at } | End::Fast { at, .. } | End::Killed { at } => Some(*at),
+            End::Graceful { at } | End::Fast { at, .. } | End::Killed { at } | End::Left { at, .. } => Some(*at),
             End::Overridden { quit, .. } => Some(*quit),
             End::Deaf { .. } | End::Last | End::Unknown => None,
         }
@@ -145,6 +150,10 @@ fn stopped(container: &Container, server: Server, at: u64, plan: &mut Plan) -> E
         Pid1::Deaf { sure, why } => {
             plan.at.clone_from(&container.pid1.at);
             End::Deaf { sure: *sure, why: why.clone() }
+        }
+        Pid1::Leaves { why } => {
+            plan.at.clone_from(&container.pid1.at);
+            End::Left { at, why: why.clone() }
         }
         Pid1::Unknown { why } => {
             plan.missing.push(missing("pid1", why.clone()));

@@ -4,7 +4,7 @@
 use super::procfs;
 use super::root::Root;
 use crate::check::assemble::Running;
-use crate::check::command::{Pid1, Server};
+use crate::check::command::{self, Pid1, Server};
 use crate::check::files::File;
 use crate::check::place::Trouble;
 use crate::check::shell::{Sh, base};
@@ -214,12 +214,18 @@ fn pid1(first: &Process, all: &[Process]) -> Pid1 {
         return Pid1::Server(server);
     }
     match first.program() {
+        _ if name == "runsvdir" => command::runit(),
         Program::Supervisor if name == "supervisord" || name.starts_with("python") => Pid1::Supervisor,
         Program::Init => {
             let children = all.iter().filter(|p| p.fact.ppid == first.fact.key.tgid);
             match children.clone().find_map(Process::server) {
                 Some(server) => Pid1::Server(server),
                 None if children.clone().any(|p| p.program() == Program::Supervisor) => Pid1::Supervisor,
+                // Not PID 1 itself, so without a handler the default action is taken.
+                None if children.clone().any(|p| p.program() == Program::Shell && !p.catches(SIGTERM)) => {
+                    let why = format!("{name} passes the signal on to a shell, which ends of it, and {name} with it");
+                    Pid1::Leaves { why }
+                }
                 None => Pid1::Unknown { why: format!("{name} passes the signal on to its child, which is no server") },
             }
         }

@@ -38,7 +38,7 @@ fn sender(check: &Check) -> Option<Sender> {
     let longest = check.setup.longest.as_ref().map(|longest| longest.value);
     Some(match plan.end {
         End::Graceful { at } => Sender { closes: at, done: longest.map(|longest| at.saturating_add(longest)) },
-        End::Fast { at, .. } | End::Killed { at } => Sender { closes: at, done: Some(at) },
+        End::Fast { at, .. } | End::Killed { at } | End::Left { at, .. } => Sender { closes: at, done: Some(at) },
         End::Overridden { quit, at, .. } => Sender { closes: quit, done: Some(at) },
         End::Deaf { .. } | End::Last => Sender { closes: grace, done: Some(grace) },
         End::Unknown => return None,
@@ -61,7 +61,7 @@ fn how(check: &mut Check, container: &Container, plan: &Plan) {
             }
             return;
         }
-        End::Killed { at } | End::Graceful { at } | End::Fast { at, .. } => *at,
+        End::Killed { at } | End::Graceful { at } | End::Fast { at, .. } | End::Left { at, .. } => *at,
         End::Overridden { quit, .. } => *quit,
     };
     let Some(sender) = sender(check) else {
@@ -86,7 +86,10 @@ fn how(check: &mut Check, container: &Container, plan: &Plan) {
             check.found(Some(container), Server::PhpFpm, found);
         }
     }
-    unheard(check, container, plan, ends, &sender);
+    // What a kill refuses, the kill has refused.
+    if !matches!(plan.end, End::Killed { .. } | End::Left { .. }) {
+        unheard(check, container, plan, ends, &sender);
+    }
 }
 
 /// What the signal does to a request that a child works on.
@@ -98,6 +101,9 @@ fn cuts(check: &mut Check, plan: &Plan) -> Option<(Cause, String)> {
                 signal(*number)
             );
             Some((Cause::FpmFastShutdown, why))
+        }
+        End::Left { why, .. } => {
+            Some((Cause::Pid1ExitedFirst, format!("{why}: the kernel then kills php-fpm with all its requests")))
         }
         End::Killed { .. } => Some((Cause::ContainerKilled, "php-fpm's stop signal is SIGKILL".to_owned())),
         End::Graceful { .. } => match check.setup.fpm.as_ref().map(|conf| conf.control_timeout.as_ref()) {
@@ -155,14 +161,15 @@ fn unheard(check: &mut Check, container: &Container, plan: &Plan, ends: u64, sen
     let queued = format!("php-fpm is stopped {late}: what waits in its queue when it ends is reset");
     let drains = matches!(plan.end, End::Graceful { .. })
         && check.setup.fpm.as_ref().is_some_and(|conf| conf.control_timeout.as_ref().is_some_and(|t| t.value > 0));
-    // While it finishes what it has, nobody accepts; when it drops everything, the queue is short.
-    let queue = if drains { severity } else { MayLose };
+    // While it finishes what it has, nobody accepts, and it may be gone after the last client is; when it drops everything,
+    // the queue is short.
+    let (refusal, queue) = if drains { (MayLose, severity) } else { (severity, MayLose) };
     let at = match &container.hook {
         super::Hook::Does(effect) => effect.at.clone(),
         _ => container.at.clone(),
     };
     for (cause, severity, why) in
-        [(Cause::FpmNotListening, severity, refused), (Cause::FpmAcceptQueueDropped, queue, queued)]
+        [(Cause::FpmNotListening, refusal, refused), (Cause::FpmAcceptQueueDropped, queue, queued)]
     {
         let found = with_doubts(new(cause, severity, why).at(at.as_ref()), plan);
         check.found(Some(container), Server::PhpFpm, found);

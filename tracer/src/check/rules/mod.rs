@@ -42,13 +42,14 @@ impl Check<'_> {
     /// Fills in whose it is, and what to change.
     fn found(&mut self, of: Option<&Container>, server: Server, finding: Finding) {
         let facts = self.facts(server);
-        let advice = advice::of(finding.cause, None, &facts);
+        let advice = advice::of(finding.cause, finding.sub_cause.as_deref(), &facts);
         let workload = self.setup.workload.clone();
         let container = of.map(|container| container.name.clone()).filter(|name| !name.is_empty());
         let finding = Finding { advice, workload, container, ..finding };
         // Two causes of one kind in one place are one thing to change.
         let same = |known: &Finding| {
-            (known.cause, &known.at, &known.container) == (finding.cause, &finding.at, &finding.container)
+            (known.cause, &known.sub_cause, &known.at, &known.container)
+                == (finding.cause, &finding.sub_cause, &finding.at, &finding.container)
         };
         if !self.report.findings.iter().any(same) {
             self.report.findings.push(finding);
@@ -69,6 +70,7 @@ impl Check<'_> {
             }),
             fast: matches!(end, Some(End::Fast { .. } | End::Overridden { .. })),
             known_ms: self.setup.longest.as_ref().map(|longest| longest.value.saturating_mul(1000)),
+            grace_s: self.setup.grace.as_ref().map(|grace| grace.value),
             pre_stop_s: self.setup.of(Server::Nginx).map_or(0, slept),
             timeout_s: timeout.map_or(0, |timeout| timeout.value / 1000),
             ..advice::Facts::default()

@@ -55,6 +55,10 @@ fn how(check: &mut Check, container: &Container, plan: &Plan) {
             let severity = if *sure && !check.setup.has_spec { WillLose } else { MayLose };
             new(Cause::Pid1IgnoresStopSignal, severity, why)
         }
+        End::Left { why, .. } => {
+            let why = format!("{why}: the kernel then kills nginx with all its requests");
+            new(Cause::Pid1ExitedFirst, WillLose, why)
+        }
         End::Killed { .. } => {
             new(Cause::ContainerKilled, WillLose, "its stop signal is SIGKILL, which cannot be handled".to_owned())
         }
@@ -66,6 +70,10 @@ fn how(check: &mut Check, container: &Container, plan: &Plan) {
 
 /// The listener closes while others still send.
 fn too_early(check: &mut Check, container: &Container, plan: &Plan) {
+    // What a kill refuses, the kill has refused.
+    if matches!(plan.end, End::Killed { .. } | End::Left { .. }) {
+        return;
+    }
     let Some(closes) = plan.end.closes_at().filter(|at| *at < LEAST_PRESTOP_S) else { return };
     let at = match &container.hook {
         Hook::Does(effect) => effect.at.clone(),

@@ -2,12 +2,19 @@
 
 use super::super::command::{Pid1, Server};
 use super::super::finding::Severity::{MayLose, WillLose};
-use super::{Check, new};
+use super::super::setup::Container;
+use super::super::supervisor::Program;
+use super::{Check, Finding, new};
 use crate::model::incident::Cause;
+
+const SIGQUIT: u32 = 3;
 
 pub(super) fn check(check: &mut Check) {
     for container in check.setup.containers.iter().filter(|container| container.pid1.value == Pid1::Supervisor) {
         let Some(conf) = &container.supervisor else { continue };
+        if let Some(nginx) = conf.program(Server::Nginx) {
+            too_short(check, container, nginx);
+        }
         let (Some(nginx), Some(fpm)) = (conf.program(Server::Nginx), conf.program(Server::PhpFpm)) else { continue };
         let found = if fpm.stops_with(nginx) {
             let why = format!(
@@ -33,4 +40,21 @@ pub(super) fn check(check: &mut Check) {
         let at = fpm.group_priority.at.clone().or_else(|| Some(fpm.at.clone()));
         check.found(Some(container), Server::PhpFpm, found.at(at.as_ref()));
     }
+}
+
+/// supervisord kills what has not ended when stopwaitsecs are over.
+fn too_short(check: &mut Check, container: &Container, nginx: &Program) {
+    let wait = &nginx.stop_wait;
+    let Some(longest) = check.setup.longest.as_ref().filter(|longest| longest.value > wait.value) else { return };
+    if nginx.stop_signal.value != SIGQUIT {
+        return; // dropped at once
+    }
+    let said = if wait.at.is_some() { "" } else { ", the default" };
+    let why = format!(
+        "supervisord kills {} {} s after its stop signal (stopwaitsecs{said}), and the longest request takes {} s",
+        nginx.name, wait.value, longest.value
+    );
+    let at = wait.at.clone().unwrap_or_else(|| nginx.at.clone());
+    let found = new(Cause::GracePeriodExceeded, WillLose, why).at(Some(&at));
+    check.found(Some(container), Server::Nginx, Finding { sub_cause: Some("stopwaitsecs".into()), ..found });
 }

@@ -158,6 +158,14 @@ fn pid_1_that_does_not_listen() {
 }
 
 #[test]
+fn kills_are_no_races() {
+    let spec = pod("", &[("nginx", "nginx", "    lifecycle: {stopSignal: SIGKILL}\n")]);
+    assert_eq!(found(Texts { spec: &spec, ..Texts::default() }), ["container-killed!"]);
+    let spec = pod("", &[("nginx", "debian", "    command: [\"tini\", \"--\", \"sh\", \"-c\", \"nginx & wait\"]\n")]);
+    assert_eq!(found(Texts { spec: &spec, ..Texts::default() }), ["pid1-exited-first!"]);
+}
+
+#[test]
 fn grace_is_shorter_than_the_hook() {
     let spec = pod("  terminationGracePeriodSeconds: 5\n", &[("nginx", "nginx", &hook(SLEEP))]);
     let all = report(Texts { spec: &spec, ..Texts::default() });
@@ -190,7 +198,7 @@ fn php_fpm_beside_nginx() {
     let (zero, some) = ("[global]\n[www]\n", "[global]\nprocess_control_timeout = 30\n");
     let gone = ["fpm-accept-queue-dropped", "fpm-control-timeout-zero!", "fpm-not-listening!"];
     assert_eq!(of(&sleep, "", zero, None), gone);
-    assert_eq!(of(&sleep, "", some, None), ["fpm-accept-queue-dropped!", "fpm-not-listening!"]);
+    assert_eq!(of(&sleep, "", some, None), ["fpm-accept-queue-dropped!", "fpm-not-listening"]);
     assert_eq!(of(&sleep, "", "", None), ["fpm-accept-queue-dropped", "fpm-not-listening!"]);
     // At the same moment.
     let together = ["fpm-accept-queue-dropped", "fpm-control-timeout-zero!", "fpm-not-listening"];
@@ -232,6 +240,9 @@ fn supervisord() {
     assert_eq!(of(SUPERVISED), ["supervisor-stop-order!"]);
     assert_eq!(of(&format!("{SUPERVISED}priority=10\n")), [""; 0]);
     assert_eq!(of(&format!("{SUPERVISED}[group:web]\nprograms=nginx,php-fpm\n")), ["supervisor-stop-order"]);
+    let sound = format!("{SUPERVISED}priority=10\n");
+    let of_long = |longest| found(Texts { supervisor: &sound, longest: Some(longest), ..Texts::default() });
+    assert_eq!((of_long(10), of_long(11)), (vec![], vec!["grace-period-exceeded!".to_owned()]));
     let term = SUPERVISED.replace("QUIT", "TERM");
     assert_eq!(of(&term), ["nginx-fast-shutdown!", "supervisor-stop-order!"]);
     let docker = &["FROM debian\nCMD [\"supervisord\", \"-n\"]\n"][..];
