@@ -117,6 +117,7 @@ impl Figures {
         (of.plays, of.requests) = (of.plays + 1, of.requests + result.requests as u64);
         of.lost += result.lost_total() as u64;
         of.deviations += bad.len() as u64;
+        let bad = shortened(bad);
         self.deviations.extend(bad.iter().map(|line| format!("{}: {line}", ledgers.part)));
         bad
     }
@@ -167,6 +168,17 @@ impl Figures {
     }
 }
 
+/// Two of each kind, and how many more there are: one play that goes wrong does so for all of its requests.
+fn shortened(lines: Vec<String>) -> Vec<String> {
+    let mut kinds: BTreeMap<String, (Vec<String>, usize)> = BTreeMap::new();
+    for line in lines {
+        let of = kinds.entry(line.split(':').next().unwrap_or_default().to_string()).or_default();
+        if of.0.len() < 2 { of.0.push(line) } else { of.1 += 1 }
+    }
+    let more = |kind: &str, n: usize| (n > 0).then(|| format!("{kind}: … and {n} more"));
+    kinds.into_iter().flat_map(|(kind, (lines, n))| lines.into_iter().chain(more(&kind, n))).collect()
+}
+
 /// The cause that a request counts for.
 fn truth(ledgers: &Ledgers, r: &Request, claim: Option<&Claim>) -> Cause {
     let allowed = ledgers.allowed(r);
@@ -215,6 +227,12 @@ mod tests {
         let values: Vec<u64> = (1..=101).rev().collect();
         assert_eq!((percentile(&values, 0.5), percentile(&values, 0.99)), (Some(51), Some(100)));
         assert_eq!((percentile(&[7], 0.99), percentile(&[], 0.5)), (Some(7), None));
+    }
+
+    #[test]
+    fn what_goes_wrong_in_one_way_is_told_twice() {
+        let lines = (0..5).map(|n| format!("missed: {n}")).chain(["false: x".into()]);
+        assert_eq!(shortened(lines.collect()), ["false: x", "missed: 0", "missed: 1", "missed: … and 3 more"]);
     }
 
     #[test]

@@ -332,7 +332,9 @@ impl Block {
             .flatten()
             .collect();
         let severity = self.paint.with(code, &format!("{:<9}", f.severity.id()));
-        let line = format!("{severity}  {}  {}", self.paint.bold(f.cause.id()), escape(&whose.join(", ")));
+        let sub = f.sub_cause.as_ref().map(|sub| format!(" ({sub})")).unwrap_or_default();
+        let cause = self.paint.bold(&format!("{}{}", f.cause, escape(&sub)));
+        let line = format!("{severity}  {cause}  {}", escape(&whose.join(", ")));
         self.line(line.trim_end());
         if let Some(at) = &f.at {
             self.row("at", &at.to_string(), None);

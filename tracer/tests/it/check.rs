@@ -73,6 +73,14 @@ fn a_sound_pod_is_clean() {
 }
 
 #[test]
+fn the_schema_is_strict() {
+    let args = ["--spec", "mistakes-pod.yaml", "--dockerfile", "nginx.Dockerfile", "--fpm", "docker-fpm.conf"];
+    let all = lines(&args);
+    let finding = all.iter().find(|f| !f["advice"].as_array().unwrap().is_empty() && f["at"]["line"].is_u64()).unwrap();
+    schema::strict(FINDING, &[finding.clone(), all.last().unwrap().clone()]);
+}
+
+#[test]
 fn the_usual_mistakes() {
     let args = ["--spec", "mistakes-pod.yaml", "--dockerfile", "nginx.Dockerfile", "--dockerfile", "php.Dockerfile"];
     let args = [&args[..], &["--nginx", "debian-nginx-T.txt", "--fpm", "debian-fpm-tt.txt"]].concat();
