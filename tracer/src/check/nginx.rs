@@ -131,7 +131,7 @@ impl<'a> Reader<'a> {
             let statement = tokens.statement().map_err(|(line, what)| Trouble::new(at(line), what))?;
             let Token { mut words, line, end } = statement;
             match end {
-                End::File | End::BlockEnd if !words.is_empty() => {
+                End::File | End::Close if !words.is_empty() => {
                     let found = if end == End::File { "the end of the file" } else { "\"}\"" };
                     let what = format!("unexpected {found}, \";\" is missing after {:?}", cut(&words[0]));
                     return Err(Trouble::new(at(line), what));
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
                     }
                     return Ok(current);
                 }
-                End::BlockEnd => {
+                End::Close => {
                     let Some((mut of, outer)) = open.pop() else {
                         return Err(Trouble::new(at(line), "unexpected \"}\""));
                     };

@@ -102,11 +102,7 @@ impl Facts {
                     self.fastcgi.push(At::new(to, config.place(d)));
                     self.note_silence(&outer.fastcgi_read, config.place(d));
                 }
-                "proxy_pass" | "grpc_pass" | "uwsgi_pass" | "scgi_pass" => {
-                    if d.name == "proxy_pass" {
-                        self.note_silence(&outer.proxy_read, config.place(d));
-                    }
-                }
+                "proxy_pass" => self.note_silence(&outer.proxy_read, config.place(d)),
                 _ => {}
             }
         }

@@ -9,7 +9,7 @@ pub(super) enum End {
     /// `{`, and what is in it is another language: OpenResty's `…_by_lua_block`. It has been passed over.
     Code,
     /// `}`
-    BlockEnd,
+    Close,
     File,
 }
 
@@ -64,7 +64,7 @@ impl<'a> Tokens<'a> {
                             End::Code
                         }
                         '{' => End::Block,
-                        _ => End::BlockEnd,
+                        _ => End::Close,
                     };
                     return Ok(Token { words, line, end });
                 }

@@ -133,7 +133,7 @@ fn grace(check: &mut Check, container: &Container, plan: &Plan) {
 fn shutdown_timeout(check: &mut Check, container: &Container) {
     let Some(conf) = &check.setup.nginx else { return };
     let Some(timeout) = &conf.worker_shutdown_timeout else { return };
-    let shown = |ms: u64| if ms % 1000 == 0 { format!("{} s", ms / 1000) } else { format!("{ms} ms") };
+    let shown = |ms: u64| if ms.is_multiple_of(1000) { format!("{} s", ms / 1000) } else { format!("{ms} ms") };
     let cut = format!("worker_shutdown_timeout closes what is open {} after SIGQUIT or a reload", shown(timeout.value));
     let found = match (&check.setup.longest, &conf.upstream_silence) {
         (Some(longest), _) if longest.value.saturating_mul(1000) <= timeout.value => return,
