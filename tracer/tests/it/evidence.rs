@@ -93,6 +93,7 @@ fn every_cause_that_live_runs_gave_is_in_a_recording() {
         Cause::GracePeriodExceeded,
         Cause::ContainerKilled,
         Cause::Pid1IgnoresStopSignal,
+        Cause::Pid1ExitedFirst,
         Cause::WorkerShutdownTimeout,
         Cause::FpmFastShutdown,
         Cause::FpmAcceptQueueDropped,
