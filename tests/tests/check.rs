@@ -363,6 +363,8 @@ fn supervisord_kills_what_takes_longer() -> Result<()> {
     let Some(mut plan) = supervised_plan(2) else { return Ok(()) };
     (plan.site.supervisor.nginx_first, plan.site.supervisor.stopwaitsecs) = (true, Some(2));
     let traffic = Traffic { slow_ms: 8000, ..Traffic::default() };
+    proven(Cause::FpmControlTimeoutZero, &plan, &traffic, &["--longest-request", "8"])?;
+    plan.site.fpm = Some(FpmConf { children: 28, process_control_timeout: 20, ..FpmConf::default() });
     proven(Cause::GracePeriodExceeded, &plan, &traffic, &["--longest-request", "8"])
 }
 

@@ -55,6 +55,22 @@ fn too_short(check: &mut Check, container: &Container, nginx: &Program) {
         nginx.name, wait.value, longest.value
     );
     let at = wait.at.clone().unwrap_or_else(|| nginx.at.clone());
-    let found = new(Cause::GracePeriodExceeded, WillLose, why).at(Some(&at));
+    // Only the master is killed (killasgroup is off by default): its workers go on, until php-fpm is told, or supervisord
+    // has ended.
+    let fpm = container.supervisor.as_ref().and_then(|conf| conf.program(Server::PhpFpm));
+    let next = fpm.filter(|fpm| nginx.stops_before(fpm) && fpm.stop_signal.value == SIGQUIT);
+    let timeout = check.setup.fpm.as_ref().map(|conf| conf.control_timeout.as_ref().map_or(0, |timeout| timeout.value));
+    let cut_by_php = next.is_some() && timeout == Some(0);
+    if cut_by_php {
+        let why = format!("{why}: its workers go on, but php-fpm is stopped then, and ends its busy children at once");
+        let at = check.setup.fpm.as_ref().and_then(|conf| match &conf.control_timeout {
+            Some(timeout) => timeout.at.clone(),
+            None => conf.file.clone(),
+        });
+        let found = new(Cause::FpmControlTimeoutZero, WillLose, why).at(at.as_ref());
+        check.found(Some(container), Server::PhpFpm, found);
+    }
+    let severity = if cut_by_php || (next.is_some() && timeout.is_none()) { MayLose } else { WillLose };
+    let found = new(Cause::GracePeriodExceeded, severity, why).at(Some(&at));
     check.found(Some(container), Server::Nginx, Finding { sub_cause: Some("stopwaitsecs".into()), ..found });
 }

@@ -241,8 +241,11 @@ fn supervisord() {
     assert_eq!(of(&format!("{SUPERVISED}priority=10\n")), [""; 0]);
     assert_eq!(of(&format!("{SUPERVISED}[group:web]\nprograms=nginx,php-fpm\n")), ["supervisor-stop-order"]);
     let sound = format!("{SUPERVISED}priority=10\n");
-    let of_long = |longest| found(Texts { supervisor: &sound, longest: Some(longest), ..Texts::default() });
-    assert_eq!((of_long(10), of_long(11)), (vec![], vec!["grace-period-exceeded!".to_owned()]));
+    let of_long = |longest, fpm| found(Texts { supervisor: &sound, longest: Some(longest), fpm, ..Texts::default() });
+    assert_eq!(of_long(10, ""), [""; 0]);
+    assert_eq!(of_long(11, ""), ["grace-period-exceeded"]);
+    assert_eq!(of_long(11, "[global]\n"), ["fpm-control-timeout-zero!", "grace-period-exceeded"]);
+    assert_eq!(of_long(11, "[global]\nprocess_control_timeout=20\n"), ["grace-period-exceeded!"]);
     let term = SUPERVISED.replace("QUIT", "TERM");
     assert_eq!(of(&term), ["nginx-fast-shutdown!", "supervisor-stop-order!"]);
     let docker = &["FROM debian\nCMD [\"supervisord\", \"-n\"]\n"][..];
