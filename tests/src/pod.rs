@@ -1,12 +1,14 @@
 //! A pod: one network namespace shared by containers that have a cgroup and a pid namespace each.
 
 use crate::cgroup::{Cgroup, container_id, pod_uid};
+use crate::guard;
 use crate::launch::{self, Launched, Spec};
 use crate::net::Netns;
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsString;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -190,6 +192,27 @@ impl Container {
 
     pub fn wait(&mut self, limit: Duration) -> Result<std::process::ExitStatus> {
         self.process.wait(limit)
+    }
+}
+
+/// Makes a process crash by a fault of its own: what follows the system call in which it waits becomes zeros, which fault on
+/// x86 (a write through the call's result) and are undefined on arm64. `wake`: a signal that it handles, when it waits for
+/// one.
+pub fn fault(pid: i32, wake: Option<Signal>) -> Result<()> {
+    let path = format!("/proc/{pid}/syscall");
+    let mut next = None;
+    guard::wait(&format!("process {pid} to wait in a system call"), Duration::from_secs(10), || {
+        let text = std::fs::read_to_string(&path).unwrap_or_default();
+        // The program counter stands last; "running" has none.
+        next = text.split_whitespace().last().and_then(|pc| u64::from_str_radix(pc.strip_prefix("0x")?, 16).ok());
+        next.is_some()
+    })?;
+    let memory = std::fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/mem"));
+    let memory = memory.with_context(|| format!("cannot open the memory of {pid}"))?;
+    memory.write_all_at(&[0; 4], next.unwrap_or(0)).with_context(|| format!("cannot write to the memory of {pid}"))?;
+    match wake {
+        Some(signal) => kill(Pid::from_raw(pid), signal).with_context(|| format!("cannot wake {pid}")),
+        None => Ok(()),
     }
 }
 

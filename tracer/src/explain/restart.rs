@@ -19,9 +19,12 @@ pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     let signal = server.asked_to_stop(view, closed.at)?;
     let t = lost.tcp()?;
     let opened = view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at);
-    let (next, exec) = next(&server.master?, lost.netns(), closed.at, view)?;
+    let Next { process, exec, same_pod } = next(&server.master?, lost.netns(), closed.at, view)?;
     let (mut chain, mut confidence) = gone::after(lost, server, &Gone::Closed(closed.clone()), signal, view);
-    chain.started(next, exec, view);
+    chain.started(process, exec, view);
+    if !same_pod {
+        confidence.cap(0.8, "that the new nginx is of the same pod is known only from their network namespace");
+    }
     if opened.is_none() {
         confidence.cap(0.8, "that the new nginx listens on this port has not been seen yet");
     }
@@ -40,18 +43,34 @@ pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     })
 }
 
+struct Next<'v> {
+    process: &'v Process,
+    exec: ExecRef,
+    /// By its uid; else only the network namespace is the same.
+    same_pod: bool,
+}
+
 /// The nginx that was started after `since` in the pod of this one, and in its network namespace.
-fn next<'v>(old: &ProcKey, netns: u32, since: BootNs, view: &'v View) -> Option<(&'v Process, ExecRef)> {
+fn next<'v>(old: &ProcKey, netns: u32, since: BootNs, view: &'v View) -> Option<Next<'v>> {
     let home = |key: &ProcKey| {
         let container = &view.table.container_of(key)?.container;
         Some(container.pod_uid.clone().unwrap_or_else(|| container.id.clone()))
     };
-    let own = home(old)?;
-    let started = |p: &'v Process| {
-        let exec = p.execs.last().filter(|e| e.at > since)?;
-        let role = view.table.role(&p.key);
-        let master = role.sure && role.role == Role::NginxMaster;
-        (p.key != *old && p.netns == netns && master && home(&p.key)? == own).then_some((p, *exec))
+    let hosts = view.started.is_none_or(|s| s.host_netns == 0 || s.host_netns == netns);
+    let own = home(old);
+    let started = |process: &'v Process| {
+        let exec = *process.execs.last().filter(|e| e.at > since)?;
+        let role = view.table.role(&process.key);
+        if process.key == *old || process.netns != netns || !role.sure || role.role != Role::NginxMaster {
+            return None;
+        }
+        let same_pod = match (&own, home(&process.key)) {
+            (Some(own), Some(its)) if *own == its => true,
+            // A container that is gone again before its cgroup could be read.
+            (None, _) | (_, None) if !hosts => false,
+            _ => return None,
+        };
+        Some(Next { process, exec, same_pod })
     };
-    view.table.processes().filter_map(started).min_by_key(|(_, exec)| (exec.at, exec.event))
+    view.table.processes().filter_map(started).min_by_key(|n| (!n.same_pod, n.exec.at, n.exec.event))
 }

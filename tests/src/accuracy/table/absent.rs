@@ -6,13 +6,15 @@ use crate::accuracy::scenario::{Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
 use crate::load::Outcome::{ConnectReset, Refused};
+use crate::load::Request;
 use crate::nginx::Listen;
 use crate::pod::Pid1;
-use crate::scene::Scene;
+use crate::scene::{Loads, Scene};
+use crate::site::Site;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::{SIGABRT, SIGSEGV, SIGTERM};
 use why502::model::incident::Cause::{
-    FpmNotListening, NginxNotListening, PrestopFailed, SidecarGoneFirst, Unexplained,
+    self, FpmNotListening, NginxNotListening, PrestopFailed, SidecarGoneFirst, Unexplained,
 };
 
 /// The mistyped hook of every pod spec that the tracer of a series is given: `sh` knows no such option.
@@ -40,11 +42,7 @@ pub(super) const ALL: &[Scenario] = &[
             scene.refused()
         },
         made: &[],
-        truth: |_, r, started| match (r.outcome, started) {
-            (_, true) => &[Unexplained],
-            (Refused | ConnectReset, false) => &[NginxNotListening],
-            (_, false) => &[Unexplained, NginxNotListening],
-        },
+        truth: |_, r, started| crash_truth(r, started),
     },
     Scenario {
         name: "fpm-crashed",
@@ -56,11 +54,7 @@ pub(super) const ALL: &[Scenario] = &[
             site.fpm.iter_mut().for_each(|f| f.pid1 = Pid1::Shell);
             site
         },
-        loads: |d, site| {
-            let mut loads = both(d, site, 4000);
-            (loads.fast, loads.in_php) = (None, d.slow / 2);
-            loads
-        },
+        loads: crash_loads,
         act: crash_php,
         made: &[502],
         truth: |k, r, started| match started {
@@ -111,6 +105,22 @@ pub(super) const ALL: &[Scenario] = &[
         truth: |_, _, _| &[SidecarGoneFirst],
     },
 ];
+
+/// Half of the slow requests wait for a child.
+pub(super) fn crash_loads(d: &Draw, site: &Site) -> Loads {
+    let mut loads = both(d, site, 4000);
+    (loads.fast, loads.in_php) = (None, d.slow / 2);
+    loads
+}
+
+/// What nginx worked on when it crashed is another story, and no rule knows it yet.
+pub(super) fn crash_truth(r: &Request, started: bool) -> &'static [Cause] {
+    match (r.outcome, started) {
+        (_, true) => &[Unexplained],
+        (Refused | ConnectReset, false) => &[NginxNotListening],
+        (_, false) => &[Unexplained, NginxNotListening],
+    }
+}
 
 /// Its end must be its own: no tini that passes signals on.
 fn crashing(d: &mut Draw) {

@@ -2,6 +2,7 @@
 
 pub(super) mod absent;
 mod controls;
+mod ended;
 mod loads;
 mod nginx;
 mod php;
@@ -11,7 +12,7 @@ use super::scenario::Scenario;
 
 /// Every scenario that has a cause, and then the controls.
 pub fn all() -> Vec<&'static Scenario> {
-    [nginx::ALL, races::ALL, php::ALL, absent::ALL, controls::ALL].into_iter().flatten().collect()
+    [nginx::ALL, races::ALL, php::ALL, absent::ALL, ended::ALL, controls::ALL].into_iter().flatten().collect()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {
