@@ -130,8 +130,10 @@ fn end<'v>(gone: &Gone, server: &Server, view: &'v View) -> Option<End<'v>> {
     };
     let master = server.master?;
     // PID 1 may be what started the master, and follow it: a shell gives 128 + the signal as its status.
+    // Another process that ends after it does so for reasons of its own.
     let before = exit(&master).filter(|e| {
-        e.task.key() != root.task.key() && e.at <= root.at && root.at - e.at < PASSED_ON_NS && !zapped(e, view)
+        let follows = root.task.ns_pid == 1 && e.at <= root.at && root.at - e.at < PASSED_ON_NS;
+        follows && e.task.key() != root.task.key() && !zapped(e, view)
     });
     let first = before.unwrap_or(root);
     if first.task.key() != master && zap.is_none() {

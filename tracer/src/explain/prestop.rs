@@ -16,10 +16,15 @@ use crate::model::incident::Cause;
 /// A process and its parents are not followed further.
 const GENERATIONS: usize = 8;
 
+/// A hook that fails later than this has held the stop signal back for that time, whatever else it was for.
+const AT_ONCE_NS: u64 = 1_000_000_000;
+
 /// The hook of the pod's spec failed, so nothing held the stop signal back or came before it.
 pub fn failed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let asked = asked(lost, server, view)?;
-    let (command, exit) = failures(server, asked, view).into_iter().find(|(c, _)| is_hook(c, view))?;
+    let at_once = |c: &Command, exit: &ExitFact| exit.at.saturating_sub(c.at) < AT_ONCE_NS;
+    let (command, exit) =
+        failures(server, asked, view).into_iter().find(|(c, exit)| at_once(c, exit) && is_hook(c, view))?;
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
     if let Some(exit) = server.exit(view).filter(|e| server.exiting && e.at <= lost.at) {
@@ -114,15 +119,21 @@ pub fn is_hook(command: &Command, view: &View) -> bool {
     view.history.specs().iter().any(|s| s.pre_stop.as_deref().is_some_and(|hook| same(hook, command)))
 }
 
-/// Records keep 256 bytes of the arguments: what is there must agree, to the end of the shorter.
+/// A script runs as an argument of its interpreter, which may have one option before it (load_script()).
 fn same(hook: &[String], command: &Command) -> bool {
-    let Some((last, whole)) = command.argv.split_last() else { return false };
     let kept: usize = command.argv.iter().map(|a| a.len() + 1).sum();
-    let cut = kept >= ARGV_KEPT;
+    let ran = |skip: usize| command.argv.get(skip..).is_some_and(|argv| agrees(hook, argv, kept >= ARGV_KEPT));
+    let script = hook.first().is_some_and(|program| program.starts_with('/'));
+    ran(0) || script && (ran(1) || ran(2))
+}
+
+/// Records keep 256 bytes of the arguments: what is there must agree, to the end of the shorter.
+fn agrees(hook: &[String], argv: &[String], cut: bool) -> bool {
+    let Some((last, whole)) = argv.split_last() else { return false };
     let first = hook.get(..whole.len()) == Some(whole);
     match hook.get(whole.len()) {
         Some(arg) if cut => first && arg.starts_with(last.as_str()),
-        Some(arg) => first && arg == last && hook.len() == command.argv.len(),
+        Some(arg) => first && arg == last && hook.len() == argv.len(),
         None => false,
     }
 }
@@ -152,6 +163,10 @@ mod tests {
         assert!(!same(&hook, &command(&["/bin/sh", "-SIGQUIT", "1", "x"])), "longer");
         assert!(!same(&hook, &command(&["/bin/sh", "-c", "1"])));
         assert!(!same(&hook, &command(&[])));
+        let script = vec!["/hook.sh".to_string(), "now".to_string()];
+        assert!(same(&script, &command(&["/bin/sh", "/hook.sh", "now"])), "by its first line");
+        assert!(same(&script, &command(&["/bin/bash", "-e", "/hook.sh", "now"])));
+        assert!(!same(&script, &command(&["/bin/sh", "/hook.sh"])) && !same(&script, &command(&["/bin/sh", "now"])));
         let long = "x".repeat(400);
         let hook = vec!["sh".to_string(), long.clone(), "end".to_string()];
         assert!(same(&hook, &command(&["sh", &long[..253]])), "cut in the record");
