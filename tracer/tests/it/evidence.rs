@@ -49,11 +49,14 @@ fn certain(i: &Incident) -> bool {
     i.confidence.level == Level::Certain
 }
 
-/// After `what` was taken away: this incident is not certain any more, and nothing else is certain in its place.
+/// After `what` was taken away: this incident is not certain any more, and nothing else is certain in its place, but for what
+/// had also matched: that is true of the loss with all the records as well, and only not the whole of it.
 fn check_without(what: &str, file: &str, original: &Incident, without: &[Incident]) {
     for i in without.iter().filter(|i| connection(i) == connection(original)) {
         assert!(
-            !certain(i) || i.cause.not_the_server() && original.cause.not_the_server(),
+            !certain(i)
+                || i.cause.not_the_server() && original.cause.not_the_server()
+                || original.also_matched.contains(&i.cause),
             "{file}: without {what}, {} of {} is still {} with certainty\n{i:#?}",
             original.cause,
             original.id,
@@ -100,6 +103,9 @@ fn every_cause_that_live_runs_gave_is_in_a_recording() {
         Cause::FpmNotListening,
         Cause::SupervisorStopOrder,
         Cause::FpmListenQueueFull,
+        Cause::NginxNotListening,
+        Cause::PrestopFailed,
+        Cause::SidecarGoneFirst,
     ] {
         assert!(seen.contains_key(&cause), "no recording of {cause}: {seen:?}");
     }
@@ -122,6 +128,58 @@ fn each_link_of_a_chain_is_needed() {
     }
     assert!(taken > 20, "only {taken} links were taken away");
     println!("{taken} deciding records were taken away, one at a time");
+}
+
+fn recording(name: &str) -> Vec<Input> {
+    recordings().into_iter().find(|(file, _)| file == name).unwrap().1
+}
+
+/// A failed command is a failed hook only where a pod spec says so; what is told beside the chain blames nobody.
+#[test]
+fn a_failed_command_is_a_hook_by_its_spec_only() {
+    let beside = |i: &Incident| i.chain.iter().any(|l| l.rule == "beside-failed-command");
+    let hook = recording("prestop-failed.rec");
+    let said = run(&hook);
+    assert!(said.iter().all(|i| i.cause == Cause::PrestopFailed && !beside(i)), "{said:#?}");
+    let unsaid = run(hook.iter().filter(|i| !matches!(i, Input::Spec(_))));
+    assert_eq!(unsaid.len(), said.len());
+    assert!(unsaid.iter().all(|i| i.cause != Cause::PrestopFailed && beside(i)), "{unsaid:#?}");
+    // The same spec, and an exec probe that fails right before the stop.
+    let probe = recording("failing-probe.rec");
+    assert!(probe.iter().any(|i| matches!(i, Input::Spec(_))), "no spec: this recording shows nothing");
+    let said = run(&probe);
+    assert!(said.iter().all(|i| i.cause != Cause::PrestopFailed && beside(i)), "{said:#?}");
+    // Its exit is what makes it a failed one.
+    let unended = run(hook.iter().filter(|i| {
+        let exec = hook.iter().find_map(|i| match i {
+            Input::Event(e) => match &e.kind {
+                why502::model::EventKind::Execed(x) if x.argv == ["/bin/sh", "-SIGQUIT", "1"] => Some(x.task.tgid),
+                _ => None,
+            },
+            _ => None,
+        });
+        let ends = |e: &why502::model::Event| match &e.kind {
+            why502::model::EventKind::Exited { task, .. } => Some(task.tgid) == exec,
+            _ => false,
+        };
+        !matches!(i, Input::Event(e) if ends(e))
+    }));
+    assert!(unended.iter().all(|i| i.cause != Cause::PrestopFailed), "{unended:#?}");
+}
+
+/// A proxy goes first only while what is behind it runs, and only where the two are known to belong together.
+#[test]
+fn a_proxy_goes_first_by_its_connection_only() {
+    let inputs = recording("sidecar-gone-first.rec");
+    let first = |said: &[Incident]| said.iter().filter(|i| i.cause == Cause::SidecarGoneFirst).count();
+    assert!(first(&run(&inputs)) > 0);
+    let upstream = |i: &&Input| {
+        let client = |s: &why502::model::event::TcpState| s.side == why502::model::event::Side::Client;
+        matches!(i, Input::Event(e) if matches!(&e.kind, why502::model::EventKind::TcpState(s) if client(s)))
+    };
+    assert_eq!(first(&run(inputs.iter().filter(|i| !upstream(i)))), 0);
+    let without_cgroups = inputs.iter().filter(|i| !matches!(i, Input::Cgroup(_)));
+    assert_eq!(first(&run(without_cgroups)), 0, "two containers of one pod, or nothing");
 }
 
 #[test]
