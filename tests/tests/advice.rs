@@ -56,7 +56,7 @@ fn proven(cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<()> {
 
 /// `more`: what the harness can choose of an advice that has two ways.
 fn proven_with(cause: Cause, plan: &Plan, traffic: &Traffic, more: impl Fn(&mut Plan)) -> Result<()> {
-    if let Some(why) = guard::why_not_traced() {
+    if let Some(why) = guard::why_not_proved() {
         println!("{cause}: skipped: {why}");
         return Ok(());
     }
@@ -257,7 +257,7 @@ fn supervisor_stop_order() -> Result<()> {
 
 /// What an advice needs it does need: with a part of its set requests are still lost.
 fn not_enough(cause: Cause, plan: &Plan, traffic: &Traffic, only: &[&str]) -> Result<()> {
-    if let Some(why) = guard::why_not_traced() {
+    if let Some(why) = guard::why_not_proved() {
         println!("{cause} with {only:?}: skipped: {why}");
         return Ok(());
     }

@@ -163,7 +163,7 @@ fn play(name: &str, plan: &Plan, traffic: &Traffic, more: &[&str]) -> Result<Pla
 }
 
 fn ready(name: &str) -> Option<guard::Turn> {
-    if let Some(why) = guard::why_not_traced() {
+    if let Some(why) = guard::why_not_proved() {
         println!("{name}: skipped: {why}");
         return None;
     }

@@ -12,7 +12,8 @@ use crate::{build, sh};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// The figures of the README: 20 runs of each live case, 10,000 closes of each control
+    /// The figures of the README: 20 runs of each live case, 10,000 closes of each control, and each advice and each
+    /// finding of `check` proven
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// One short run of each live case, and only the oldest and the newest kernel
@@ -126,7 +127,7 @@ fn live(args: &Args, why502: &Path) -> Result<()> {
     // One at a time: they load the machine, and measure. --nocapture, so that a skipped one says why.
     cmd.args(["--", "--test-threads=1", "--nocapture"]).env("WHY502_BIN", why502);
     let figures: &[(&str, &str)] = match (args.full, args.quick) {
-        (true, _) => &[("RUNS", "20"), ("CLOSES", "10000")],
+        (true, _) => &[("RUNS", "20"), ("CLOSES", "10000"), ("FULL", "1")],
         (_, true) => &[("RUNS", "1"), ("CLOSES", "100")],
         _ => &[],
     };
