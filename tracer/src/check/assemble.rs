@@ -2,11 +2,11 @@
 
 use super::command::{self, Pid1, Server, Surroundings};
 use super::dockerfile::{self, Command, Declared};
-use super::place::{At, Place};
 use super::prestop;
 use super::setup::{Container, Hook, Setup, StopSignal};
 use super::shell::Sh;
 use super::{fpm, image, known, nginx, supervisor};
+use crate::model::place::{At, Place};
 use crate::sources::spec::{self, Handler, Workload};
 
 const SIGTERM: u32 = 15;

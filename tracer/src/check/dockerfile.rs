@@ -1,6 +1,6 @@
 //! Dockerfiles: what the last stage declares about starting and stopping.
 
-use super::place::{At, Place, Trouble};
+use crate::model::place::{At, Place, Trouble};
 use crate::sinks::names::signal_number;
 use std::collections::BTreeMap;
 

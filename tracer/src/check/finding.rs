@@ -1,7 +1,7 @@
 //! What `check` says. Field names and ids are the contract of docs/events.md and docs/schema.
 
-use super::place::Place;
 use crate::model::incident::{Advice, Cause, Missing, SCHEMA};
+use crate::model::place::Place;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

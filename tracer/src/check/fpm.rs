@@ -2,7 +2,7 @@
 
 use super::files::{File, Files, beside};
 use super::ini::{Entry, Flavour, Line, lines};
-use super::place::{At, Place, Trouble};
+use crate::model::place::{At, Place, Trouble};
 
 /// Includes within includes.
 const INCLUDE_DEPTH_MAX: usize = 20;

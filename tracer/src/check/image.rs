@@ -1,6 +1,6 @@
 //! Image configurations in JSON: the OCI image config, `docker image inspect`, `docker inspect`, `crictl inspecti`.
 
-use super::place::{At, Place, Trouble};
+use crate::model::place::{At, Place, Trouble};
 use crate::sinks::names::signal_number;
 use serde_json::Value;
 

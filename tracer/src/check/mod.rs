@@ -10,7 +10,6 @@ pub mod image;
 mod ini;
 pub mod known;
 pub mod nginx;
-pub mod place;
 pub mod plan;
 pub mod prestop;
 mod rules;

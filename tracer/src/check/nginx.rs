@@ -6,7 +6,7 @@ mod token;
 pub use facts::{Facts, Idle};
 
 use super::files::{self, File, Files};
-use super::place::{Place, Trouble};
+use crate::model::place::{Place, Trouble};
 use token::{End, Token, Tokens};
 
 /// Blocks within blocks. nginx itself knows five levels; `if` and nested locations add some.

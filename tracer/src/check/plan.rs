@@ -1,9 +1,9 @@
 //! When a server is told to stop, and how it takes it.
 
 use super::command::{Pid1, Server};
-use super::place::Place;
 use super::setup::{Container, Hook, StopSignal};
 use crate::model::incident::Missing;
+use crate::model::place::Place;
 use crate::sinks::names;
 
 const SIGINT: u32 = 2;

@@ -1,8 +1,8 @@
 //! One pod as far as it is known: the rules look at this, and at nothing else.
 
 use super::command::{Pid1, Server};
-use super::place::{At, Place};
 use super::{fpm, nginx, prestop, supervisor};
+use crate::model::place::{At, Place};
 
 /// Seconds for which an edge keeps idle connections to the pod, unless it is said: an nginx upstream's and an AWS load
 /// balancer's default.

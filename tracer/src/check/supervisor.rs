@@ -3,8 +3,8 @@
 use super::command::{self, Server, Surroundings};
 use super::files::{File, Files, beside};
 use super::ini::{Entry, Flavour, Line, lines};
-use super::place::{At, Place, Trouble};
 use super::shell::{self, Sh};
+use crate::model::place::{At, Place, Trouble};
 use crate::sinks::names::signal_number;
 
 /// supervisor/options.py

@@ -4,6 +4,7 @@ pub mod event;
 pub mod incident;
 pub mod input;
 pub mod output;
+pub mod place;
 pub mod time;
 
 pub use event::{BootNs, Event, EventId, EventKind, ProcKey, Task, Tuple};

@@ -3,7 +3,7 @@
 //! Only what matters for a stop is read; everything else, and every kind that runs no pods, is passed over. The reader is
 //! bounded (nodes, aliases, depth) by the YAML library's own budget.
 
-use crate::check::place::{At, Place, Trouble};
+use crate::model::place::{At, Place, Trouble};
 use crate::sinks::names::signal_number;
 use serde::Deserialize;
 use serde_saphyr::Spanned;

@@ -1,8 +1,8 @@
 //! What of a configuration decides about a stop.
 
 use super::super::files::Files;
-use super::super::place::{At, Place, Trouble};
 use super::{Config, Directive, milliseconds, parse};
+use crate::model::place::{At, Place, Trouble};
 
 /// nginx's own defaults (http core, fastcgi and proxy modules).
 const KEEPALIVE_DEFAULT: u64 = 75;

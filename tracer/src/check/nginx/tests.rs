@@ -1,6 +1,6 @@
 use super::super::files::NoFiles;
-use super::super::place::At;
 use super::*;
+use crate::model::place::At;
 use proptest::prelude::*;
 
 fn config(text: &str) -> Config {
