@@ -14,9 +14,8 @@ pub fn nginx_stop(term: bool) -> impl Fn(&Request, bool) -> &'static [Cause] {
         (Refused, ..) => &[EndpointRace],
         (ConnectReset, ..) => &[NginxAcceptQueueDropped],
         (_, true, true) => &[NginxFastShutdown],
-        // A connection that nobody had accepted is reset, never ended in order; one that a worker had just taken may be told
-        // as lost in its handshake (docs/limitations.md).
-        (Eof, true, false) if r.fresh() => &[NginxFastShutdown, NginxAcceptQueueDropped],
+        // A connection that nobody had accepted is reset, never ended in order.
+        (Eof, true, false) if r.fresh() => &[NginxFastShutdown],
         // A graceful stop finishes what it has read.
         (_, false, true) => &[],
         // A kept connection was accepted long ago: its request was read and cut, or it came after the close.

@@ -115,7 +115,10 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
     let closed = match listening {
         // Scans, and probes before the server is up: nobody promised to answer there.
         ListenState::NeverSeen => return None,
-        ListenState::Listening { .. } => None,
+        // Whether `::` takes IPv4 as well is not known: a SYN that is reset shows that it does not. The socket that did is gone.
+        ListenState::Listening { .. } => {
+            closed_lately(event, r, table, history).filter(|c| !history.netns_passed_on(r.tuple.netns, c.at, None))
+        }
         state if of_a_dead_pod(state, r.tuple.netns, table, history) => return None,
         ListenState::Closed { .. } => listener_closed(listening, history, event.at),
     };
@@ -208,12 +211,20 @@ fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, histo
     }
     let closer = ProcKey { tgid: digest.tgid, start_ticks: digest.start_ns / TICK_NS };
     let untouched = digest.bytes_received == 0 && digest.bytes_sent == 0;
-    // A connection that nobody had taken yet, ended by the kernel in whoever's task ran: its listener threw it out.
+    // Never used, and ended by the kernel in the task of somebody who serves nobody: what counts is who ended the listener.
     if untouched
         && !serves(table, &closer)
         && let Some(closed) = closed_lately(event, r, table, history)
     {
-        return Some(half_open(event, r, closed));
+        // Thrown out of the accept queue, it is reset. A FIN says that it had been accepted: what is closed before its
+        // handshake has ended sends it with the handshake's last ACK, in the client's task (tcp_rcv_state_process() calls
+        // tcp_shutdown() then).
+        return if digest.newstate == tcp::CLOSE {
+            Some(half_open(event, r, closed))
+        } else {
+            let actor = Actor { key: closed.task.key(), exiting: closed.task.exiting(), task: Some(closed.task) };
+            late(event, r, Some(digest), Some(digest.at)).map(|lost| Lost { server: Some(actor), ..lost })
+        };
     }
     late(event, r, Some(digest), Some(digest.at))
 }

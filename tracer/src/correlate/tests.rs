@@ -404,3 +404,40 @@ fn a_shutdown_timeout_closes_what_had_come_before_it() {
     assert_ne!(said(5, 5, false).0, Cause::WorkerShutdownTimeout, "in the turn of the signal itself");
     assert_ne!(said(100, 130, true).0, Cause::WorkerShutdownTimeout, "never read");
 }
+
+#[test]
+fn the_ipv4_socket_of_two_is_gone_a_moment_before_the_other() {
+    let mut node = Node::new();
+    let both = Tuple { local_ip: "::".parse().unwrap(), remote_ip: "::".parse().unwrap(), ..state().tuple };
+    let opens = TcpState { oldstate: tcp::CLOSE, newstate: tcp::LISTEN, side: Side::Listener, sk: 901, ..state() };
+    node.event(READY + S, EventKind::TcpState(TcpState { tuple: both, task: master(), ..opens }));
+    node.signal(200 * S, 3, master())
+        .listener_closes(200 * S + 1_000_000, task())
+        .event(200 * S + 1_010_000, syn_refused());
+    let said = node.said(true);
+    assert_eq!(causes(&said), [Cause::EndpointRace]);
+    assert_eq!(said[0].confidence.level, Level::Certain);
+}
+
+#[test]
+fn who_ended_the_listener_had_taken_what_ends_in_order() {
+    let said = |newstate: u8| {
+        let mut node = Node::new();
+        node.signal(200 * S, 15, master());
+        node.event(200 * S + 1_000, EventKind::Exited { task: exiting(task()), code: 0 });
+        node.listener_closes(200 * S + 2_000, exiting(task()));
+        let digest = Digest {
+            bytes_received: 0,
+            bytes_sent: 0,
+            start_ns: 50 * S,
+            tgid: 4_444,
+            newstate,
+            ..late_data(200 * S + 4_000, 5_000).digest.unwrap()
+        };
+        let late = ResetSent { digest: Some(digest), ..late_data(200 * S + 4_000, 5_000) };
+        node.event(200 * S + 20_000, EventKind::ResetSent(late));
+        causes(&node.said(true))
+    };
+    assert_eq!(said(tcp::FIN_WAIT1), [Cause::NginxFastShutdown]);
+    assert_eq!(said(tcp::CLOSE), [Cause::NginxAcceptQueueDropped]);
+}
