@@ -1,7 +1,7 @@
 //! Which causes are right for which lost request: truth that does not use why502's own events, but the scenario, what the
 //! client saw, and what php wrote down.
 
-use crate::load::Outcome::{ConnectReset, Eof, HttpError, Refused};
+use crate::load::Outcome::{ConnectReset, HttpError, Refused};
 use crate::load::Request;
 use why502::model::incident::Cause::{
     self, EndpointRace, FpmAcceptQueueDropped, FpmControlTimeoutZero, FpmFastShutdown, FpmNotListening, KeepaliveRace,
@@ -14,13 +14,12 @@ pub fn nginx_stop(term: bool) -> impl Fn(&Request, bool) -> &'static [Cause] {
         (Refused, ..) => &[EndpointRace],
         (ConnectReset, ..) => &[NginxAcceptQueueDropped],
         (_, true, true) => &[NginxFastShutdown],
-        // A connection that nobody had accepted is reset, never ended in order.
-        (Eof, true, false) if r.fresh() => &[NginxFastShutdown],
         // A graceful stop finishes what it has read.
         (_, false, true) => &[],
         // A kept connection was accepted long ago: its request was read and cut, or it came after the close.
         (_, true, false) if !r.fresh() => &[NginxFastShutdown, KeepaliveRaceOnShutdown],
         (_, false, false) if !r.fresh() => &[KeepaliveRaceOnShutdown],
+        // That the connection ended in order shows nothing: a handshake that its listener does not outlive ends so, too.
         (_, true, false) => &[NginxFastShutdown, NginxAcceptQueueDropped],
         (_, false, false) => &[NginxAcceptQueueDropped],
     }

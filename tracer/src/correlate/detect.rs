@@ -211,20 +211,14 @@ fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, histo
     }
     let closer = ProcKey { tgid: digest.tgid, start_ticks: digest.start_ns / TICK_NS };
     let untouched = digest.bytes_received == 0 && digest.bytes_sent == 0;
-    // Never used, and ended by the kernel in the task of somebody who serves nobody: what counts is who ended the listener.
+    // A connection that nobody had taken yet, ended by the kernel in whoever's task ran: its listener threw it out. A FIN
+    // does not show that it had been accepted: what is cloned from a listener that is being closed inherits its sk_shutdown,
+    // and tcp_rcv_state_process() ends it in order with the handshake's last ACK.
     if untouched
         && !serves(table, &closer)
         && let Some(closed) = closed_lately(event, r, table, history)
     {
-        // Thrown out of the accept queue, it is reset. A FIN says that it had been accepted: what is closed before its
-        // handshake has ended sends it with the handshake's last ACK, in the client's task (tcp_rcv_state_process() calls
-        // tcp_shutdown() then).
-        return if digest.newstate == tcp::CLOSE {
-            Some(half_open(event, r, closed))
-        } else {
-            let actor = Actor { key: closed.task.key(), exiting: closed.task.exiting(), task: Some(closed.task) };
-            late(event, r, Some(digest), Some(digest.at)).map(|lost| Lost { server: Some(actor), ..lost })
-        };
+        return Some(half_open(event, r, closed));
     }
     late(event, r, Some(digest), Some(digest.at))
 }

@@ -420,7 +420,7 @@ fn the_ipv4_socket_of_two_is_gone_a_moment_before_the_other() {
 }
 
 #[test]
-fn who_ended_the_listener_had_taken_what_ends_in_order() {
+fn a_half_open_connection_goes_with_its_listener_however_it_ends() {
     let said = |newstate: u8| {
         let mut node = Node::new();
         node.signal(200 * S, 15, master());
@@ -438,6 +438,6 @@ fn who_ended_the_listener_had_taken_what_ends_in_order() {
         node.event(200 * S + 20_000, EventKind::ResetSent(late));
         causes(&node.said(true))
     };
-    assert_eq!(said(tcp::FIN_WAIT1), [Cause::NginxFastShutdown]);
+    assert_eq!(said(tcp::FIN_WAIT1), [Cause::NginxAcceptQueueDropped]);
     assert_eq!(said(tcp::CLOSE), [Cause::NginxAcceptQueueDropped]);
 }
