@@ -1,8 +1,9 @@
 //! The harness's own kubelet: hooks run in the container before the signal, sidecars come last, the grace period ends in
 //! SIGKILL.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::{SIGQUIT, SIGTERM};
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use why502_tests::guard;
@@ -25,10 +26,9 @@ fn hooks_signals_and_sidecars_in_order() -> Result<()> {
     let dir = guard::Dir::new()?;
     let (ready, hook) = (dir.join("ready"), dir.join("hook"));
     let pod = Pod::new("pod")?;
-    let script = format!("trap 'exit 7' QUIT; touch {}; while :; do :; done", ready.display());
-    // Builtins only: a shell that starts a program at the moment of the signal may lose its trap (vfork).
+    let script = format!("trap 'exit 7' QUIT; touch {}; while :; do sleep 0.02; done", ready.display());
     let mut main = sh(&pod, &script)?;
-    let mut sidecar = sh(&pod, "trap 'exit 0' TERM; while :; do :; done")?;
+    let mut sidecar = sh(&pod, "trap 'exit 0' TERM; while :; do sleep 0.02; done")?;
     guard::wait("the shell's trap", MS(10_000), || ready.exists())?;
     // $$ is small in the container's pid namespace, and its PID 1 is the shell above.
     let text = format!("tr '\\0' ' ' < /proc/1/cmdline > {0}; echo $$ >> {0}; exit 3", hook.display());
@@ -67,5 +67,26 @@ fn the_grace_period_includes_the_hook_and_ends_in_a_kill() -> Result<()> {
     let stopped = deletion.run(vec![(&mut main, stop)], || {})?[0];
     ensure!(stopped.killed && stopped.signalled >= Some(MS(600)), "{stopped:?}");
     ensure!(stopped.ended >= MS(2800) && stopped.ended < MS(6000), "{stopped:?}");
+    Ok(())
+}
+
+/// A harness in the background of a shell has INT and QUIT ignored, and hands that down: a trap of them would do nothing.
+#[test]
+fn a_container_ignores_no_signal() -> Result<()> {
+    let script = "trap '' INT QUIT TERM; exec \"$@\"";
+    let launch = env!("CARGO_BIN_EXE_why502-launch");
+    let dir = guard::Dir::new()?;
+    let log = dir.join("status");
+    let words = ["--plain", "--log", log.to_str().context("a path")?, "--", "grep", "^Sig", "/proc/self/status"];
+    // Its end tells the launcher that nobody wants the command any more.
+    let stdin = std::process::Stdio::piped();
+    let mut run = Command::new("/bin/sh").args(["-c", script, "sh", launch]).args(words).stdin(stdin).spawn()?;
+    ensure!(run.wait()?.success(), "the launcher failed");
+    let said = std::fs::read_to_string(&log)?;
+    for name in ["SigBlk:", "SigIgn:"] {
+        let mask = said.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
+        // 32 and 33 are the C library's own, which it ignores in every child.
+        ensure!(mask.is_some_and(|m| m & 0x7fff_ffff == 0), "{name} {said}");
+    }
     Ok(())
 }

@@ -184,11 +184,6 @@ fn catatonit_passes_it_on() -> Result<()> {
 
 #[test]
 fn a_trap_passes_it_on() -> Result<()> {
-    // A shell may lose a signal that meets it between two commands: too rarely for a fix, too often for every run.
-    if let Some(why) = guard::why_not_proved() {
-        println!("a trap passes it on: skipped: {why}");
-        return Ok(());
-    }
     passed_on(Pid1::Trap, "sh")
 }
 
@@ -217,11 +212,6 @@ fn runsvdir_does_not_wait() -> Result<()> {
 
 #[test]
 fn a_trap_whose_wait_is_cut_short() -> Result<()> {
-    // A shell may lose a signal that meets it between two commands: too rarely for a fix, too often for every run.
-    if let Some(why) = guard::why_not_proved() {
-        println!("a trap whose wait is cut short: skipped: {why}");
-        return Ok(());
-    }
     let name = "a trap that ends first";
     if skipped(name, None) {
         return Ok(());

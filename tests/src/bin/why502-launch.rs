@@ -10,7 +10,7 @@ use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, kill, signal, sigprocmask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, execvp, fork, getppid, pipe2, setsid};
 use std::ffi::{CString, OsString};
@@ -127,9 +127,20 @@ fn become_container(args: &Args) -> Result<std::convert::Infallible> {
     dup2_stdin(&null)?;
     dup2_stdout(&out)?;
     dup2_stderr(&out)?;
+    hear_everything()?;
     let argv = args.command.iter().map(|a| CString::new(a.as_bytes())).collect::<Result<Vec<_>, _>>()?;
     let Some(program) = argv.first() else { bail!("no command") };
     execvp(program, &argv).with_context(|| format!("cannot run {:?}", args.command[0]))
+}
+
+/// A container begins with no signal ignored or blocked, as a runtime starts it. What is ignored at its start a shell can
+/// never trap, and a harness that runs in the background of a shell inherits that for INT and QUIT.
+fn hear_everything() -> Result<()> {
+    for it in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {
+        // SAFETY: the default action is no handler: nothing of this program runs on a signal.
+        unsafe { signal(it, SigHandler::SigDfl) }.with_context(|| format!("cannot reset {it}"))?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).context("cannot unblock the signals")
 }
 
 /// Enters a namespace of the process `pid`.
