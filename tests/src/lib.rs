@@ -16,6 +16,7 @@
 //! fire     what the probes' smoke test does to the kernel
 //! truth    which causes are right for which lost request
 //! schema   what why502 prints against docs/: the JSON Schemas, the precedence table (pairs)
+//! proofs   which of the long tests an ordinary run plays
 //! guard    one test at a time, skip reasons, waiting on conditions
 //! ```
 
@@ -34,6 +35,7 @@ pub mod nginx;
 pub mod pairs;
 pub mod php;
 pub mod pod;
+pub mod proofs;
 pub mod scene;
 pub mod schema;
 pub mod site;

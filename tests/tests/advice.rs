@@ -16,7 +16,7 @@ use why502_tests::php::FpmConf;
 use why502_tests::pod::Pid1;
 use why502_tests::scene::{Watch, keep};
 use why502_tests::site::SiteConf;
-use why502_tests::{schema, supervised};
+use why502_tests::{proofs, schema, supervised};
 
 /// The balancer learns of the deletion so much later.
 const PROPAGATION: Duration = Duration::from_millis(1200);
@@ -50,17 +50,13 @@ fn with_fpm(control_timeout: u32, children: u32, fpm: Stop) -> Plan {
 }
 
 /// Plays `plan` until something is lost to `cause`, and then with the advice of those incidents.
-fn proven(cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<()> {
-    proven_with(cause, plan, traffic, |_| {})
+fn proven(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<()> {
+    proven_with(name, cause, plan, traffic, |_| {})
 }
 
 /// `more`: what the harness can choose of an advice that has two ways.
-fn proven_with(cause: Cause, plan: &Plan, traffic: &Traffic, more: impl Fn(&mut Plan)) -> Result<()> {
-    if let Some(why) = guard::why_not_proved() {
-        println!("{cause}: skipped: {why}");
-        return Ok(());
-    }
-    let _turn = guard::turn()?;
+fn proven_with(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, more: impl Fn(&mut Plan)) -> Result<()> {
+    let Some(_turn) = proofs::turn(name)? else { return Ok(()) };
     for run in 1..=guard::number("RUNS", 1) {
         let (lost, set) = first(cause, plan, traffic)?;
         let mut better = plan.clone();
@@ -125,19 +121,19 @@ fn second(cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<usize> {
 
 #[test]
 fn nginx_fast_shutdown() -> Result<()> {
-    proven(Cause::NginxFastShutdown, &plan(stop(SIGTERM)), &Traffic::default())
+    proven("nginx_fast_shutdown", Cause::NginxFastShutdown, &plan(stop(SIGTERM)), &Traffic::default())
 }
 
 #[test]
 fn quit_then_term() -> Result<()> {
     let plan = Plan { quit_hook: true, ..plan(stop(SIGTERM)) };
-    proven(Cause::QuitThenTerm, &plan, &Traffic::default())
+    proven("quit_then_term", Cause::QuitThenTerm, &plan, &Traffic::default())
 }
 
 #[test]
 fn endpoint_race() -> Result<()> {
     let traffic = Traffic { slow: 0, in_php: 0, keep_alive: false, ..Traffic::default() };
-    proven(Cause::EndpointRace, &plan(stop(SIGQUIT)), &traffic)
+    proven("endpoint_race", Cause::EndpointRace, &plan(stop(SIGQUIT)), &traffic)
 }
 
 /// Connections that the kernel accepts while the master is still ending its workers.
@@ -146,7 +142,7 @@ fn nginx_accept_queue_dropped() -> Result<()> {
     let think = Duration::ZERO;
     let traffic =
         Traffic { slow: 0, in_php: 0, fast: 40, keep_alive: false, think, answered: 2000, ..Traffic::default() };
-    proven(Cause::NginxAcceptQueueDropped, &plan(stop(SIGTERM)), &traffic)
+    proven("nginx_accept_queue_dropped", Cause::NginxAcceptQueueDropped, &plan(stop(SIGTERM)), &traffic)
 }
 
 #[test]
@@ -156,7 +152,7 @@ fn keepalive_race_on_shutdown() -> Result<()> {
         Some(why502_tests::tun::Trouble { delay: Duration::from_millis(15), ..why502_tests::tun::Trouble::default() });
     let think = Duration::ZERO;
     let traffic = Traffic { slow: 0, in_php: 0, fast: 40, think, answered: 1000, ..Traffic::default() };
-    proven(Cause::KeepaliveRaceOnShutdown, &plan, &traffic)
+    proven("keepalive_race_on_shutdown", Cause::KeepaliveRaceOnShutdown, &plan, &traffic)
 }
 
 /// As tests/races.rs: the pod's second of idleness meets the client's.
@@ -169,7 +165,7 @@ fn keepalive_race() -> Result<()> {
     let think = Duration::from_millis(960);
     let traffic =
         Traffic { slow: 0, in_php: 0, fast: 20, paths: &["/static"], think, answered: 20, ..Traffic::default() };
-    proven(Cause::KeepaliveRace, &plan, &traffic)
+    proven("keepalive_race", Cause::KeepaliveRace, &plan, &traffic)
 }
 
 fn shutdown_timeout(act: Act) -> Plan {
@@ -181,14 +177,19 @@ fn shutdown_timeout(act: Act) -> Plan {
 #[test]
 fn worker_shutdown_timeout() -> Result<()> {
     let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
-    proven(Cause::WorkerShutdownTimeout, &shutdown_timeout(Act::Delete), &traffic)
+    proven("worker_shutdown_timeout", Cause::WorkerShutdownTimeout, &shutdown_timeout(Act::Delete), &traffic)
 }
 
 #[test]
 fn worker_shutdown_timeout_of_a_reload() -> Result<()> {
     // Nobody else: a reload also closes idle connections, which is another cause.
     let traffic = Traffic { slow_ms: 3000, fast: 0, answered: 0, ..Traffic::default() };
-    proven(Cause::WorkerShutdownTimeout, &shutdown_timeout(Act::Reload(5000)), &traffic)
+    proven(
+        "worker_shutdown_timeout_of_a_reload",
+        Cause::WorkerShutdownTimeout,
+        &shutdown_timeout(Act::Reload(5000)),
+        &traffic,
+    )
 }
 
 #[test]
@@ -196,7 +197,7 @@ fn grace_period_exceeded() -> Result<()> {
     let mut plan = plan(slept(SIGQUIT, 2));
     plan.deletion.grace = Duration::from_secs(4);
     let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
-    proven(Cause::GracePeriodExceeded, &plan, &traffic)
+    proven("grace_period_exceeded", Cause::GracePeriodExceeded, &plan, &traffic)
 }
 
 #[test]
@@ -204,43 +205,59 @@ fn pid_1_ignores_the_stop_signal() -> Result<()> {
     let mut plan = plan(stop(SIGTERM));
     plan.site.nginx = NginxConf { pid1: Pid1::Shell, ..NginxConf::default() };
     plan.deletion.grace = Duration::from_secs(2);
-    proven(Cause::Pid1IgnoresStopSignal, &plan, &Traffic { slow_ms: 4000, ..Traffic::default() })
+    proven(
+        "pid_1_ignores_the_stop_signal",
+        Cause::Pid1IgnoresStopSignal,
+        &plan,
+        &Traffic { slow_ms: 4000, ..Traffic::default() },
+    )
 }
 
 #[test]
 fn container_killed() -> Result<()> {
     let plan = Plan { act: Act::Kill, ..plan(stop(SIGTERM)) };
-    proven(Cause::ContainerKilled, &plan, &Traffic::default())
+    proven("container_killed", Cause::ContainerKilled, &plan, &Traffic::default())
 }
 
 #[test]
 fn fpm_control_timeout_zero() -> Result<()> {
-    proven(Cause::FpmControlTimeoutZero, &with_fpm(0, 28, stop(SIGQUIT)), &Traffic::default())
+    proven(
+        "fpm_control_timeout_zero",
+        Cause::FpmControlTimeoutZero,
+        &with_fpm(0, 28, stop(SIGQUIT)),
+        &Traffic::default(),
+    )
 }
 
 #[test]
 fn fpm_fast_shutdown() -> Result<()> {
-    proven(Cause::FpmFastShutdown, &with_fpm(0, 28, stop(SIGTERM)), &Traffic::default())
+    proven("fpm_fast_shutdown", Cause::FpmFastShutdown, &with_fpm(0, 28, stop(SIGTERM)), &Traffic::default())
 }
 
 /// More requests than children: some wait in the queue, and php-fpm takes none of them any more.
 #[test]
 fn fpm_accept_queue_dropped() -> Result<()> {
     let traffic = Traffic { in_php: 6, fast: 0, answered: 0, ..Traffic::default() };
-    proven(Cause::FpmAcceptQueueDropped, &with_fpm(10, 6, stop(SIGQUIT)), &traffic)
+    proven("fpm_accept_queue_dropped", Cause::FpmAcceptQueueDropped, &with_fpm(10, 6, stop(SIGQUIT)), &traffic)
 }
 
 #[test]
 fn fpm_not_listening() -> Result<()> {
     let traffic = Traffic { slow: 0, in_php: 0, ..Traffic::default() };
-    proven(Cause::FpmNotListening, &with_fpm(10, 28, stop(SIGQUIT)), &traffic)
+    proven("fpm_not_listening", Cause::FpmNotListening, &with_fpm(10, 28, stop(SIGQUIT)), &traffic)
 }
 
 /// The other way of the same advice: php-fpm as a native sidecar.
 #[test]
 fn fpm_as_a_sidecar() -> Result<()> {
     let sidecar = |plan: &mut Plan| plan.fpm = Some(Stop { sidecar: true, ..stop(SIGQUIT) });
-    proven_with(Cause::FpmControlTimeoutZero, &with_fpm(0, 28, stop(SIGQUIT)), &Traffic::default(), sidecar)
+    proven_with(
+        "fpm_as_a_sidecar",
+        Cause::FpmControlTimeoutZero,
+        &with_fpm(0, 28, stop(SIGQUIT)),
+        &Traffic::default(),
+        sidecar,
+    )
 }
 
 #[test]
@@ -252,16 +269,12 @@ fn supervisor_stop_order() -> Result<()> {
     let mut plan = plan(stop(SIGTERM));
     plan.site.fpm = Some(FpmConf { children: 28, ..FpmConf::default() });
     plan.site.supervised = true;
-    proven(Cause::SupervisorStopOrder, &plan, &Traffic { slow_ms: 4000, ..Traffic::default() })
+    proven("supervisor_stop_order", Cause::SupervisorStopOrder, &plan, &Traffic { slow_ms: 4000, ..Traffic::default() })
 }
 
 /// What an advice needs it does need: with a part of its set requests are still lost.
-fn not_enough(cause: Cause, plan: &Plan, traffic: &Traffic, only: &[&str]) -> Result<()> {
-    if let Some(why) = guard::why_not_proved() {
-        println!("{cause} with {only:?}: skipped: {why}");
-        return Ok(());
-    }
-    let _turn = guard::turn()?;
+fn not_enough(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, only: &[&str]) -> Result<()> {
+    let Some(_turn) = proofs::turn(name)? else { return Ok(()) };
     let (lost, mut set) = first(cause, plan, traffic)?;
     set.retain(|a| only.contains(&a.id.as_str()));
     ensure!(set.len() == only.len(), "the set of {cause} is without {only:?}");
@@ -277,11 +290,23 @@ fn not_enough(cause: Cause, plan: &Plan, traffic: &Traffic, only: &[&str]) -> Re
 
 #[test]
 fn a_stop_signal_without_a_sleep_is_not_enough() -> Result<()> {
-    not_enough(Cause::NginxFastShutdown, &plan(stop(SIGTERM)), &Traffic::default(), &["stopsignal-sigquit"])
+    not_enough(
+        "a_stop_signal_without_a_sleep_is_not_enough",
+        Cause::NginxFastShutdown,
+        &plan(stop(SIGTERM)),
+        &Traffic::default(),
+        &["stopsignal-sigquit"],
+    )
 }
 
 #[test]
 fn a_control_timeout_without_nginx_first_is_not_enough() -> Result<()> {
     let plan = with_fpm(0, 28, stop(SIGQUIT));
-    not_enough(Cause::FpmControlTimeoutZero, &plan, &Traffic::default(), &["fpm-process-control-timeout"])
+    not_enough(
+        "a_control_timeout_without_nginx_first_is_not_enough",
+        Cause::FpmControlTimeoutZero,
+        &plan,
+        &Traffic::default(),
+        &["fpm-process-control-timeout"],
+    )
 }

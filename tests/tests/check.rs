@@ -11,14 +11,13 @@ use std::time::Duration;
 use why502::check::{Finding, Severity, Summary};
 use why502::model::incident::Cause;
 use why502_tests::advised::{Act, Plan, Traffic, unhappy};
-use why502_tests::guard;
 use why502_tests::kubelet::{Deletion, PreStop, Stop};
 use why502_tests::nginx::NginxConf;
 use why502_tests::php::{FpmConf, FpmListen};
 use why502_tests::pod::Pid1;
 use why502_tests::scene::{Watch, keep};
 use why502_tests::site::{Site, SiteConf};
-use why502_tests::{schema, supervised, tracer};
+use why502_tests::{proofs, schema, supervised, tracer};
 
 /// The balancer learns of the deletion so much later.
 const PROPAGATION: Duration = Duration::from_millis(1200);
@@ -162,21 +161,13 @@ fn play(name: &str, plan: &Plan, traffic: &Traffic, more: &[&str]) -> Result<Pla
     Ok(played)
 }
 
-fn ready(name: &str) -> Option<guard::Turn> {
-    if let Some(why) = guard::why_not_proved() {
-        println!("{name}: skipped: {why}");
-        return None;
-    }
-    guard::turn().ok()
-}
-
 /// `cause` is found, with everything else that is lost; what is said to be lost for sure is lost. Races may need some
 /// stops until one is lost.
-fn proven(cause: Cause, plan: &Plan, traffic: &Traffic, more: &[&str]) -> Result<()> {
-    let Some(_turn) = ready(cause.id()) else { return Ok(()) };
+fn proven(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, more: &[&str]) -> Result<()> {
+    let Some(_turn) = proofs::turn(name)? else { return Ok(()) };
     let mut last = String::new();
     for run in 1..=5 {
-        let p = play(cause.id(), plan, traffic, more)?;
+        let p = play(name, plan, traffic, more)?;
         let found: BTreeSet<Cause> = p.will.union(&p.may).copied().collect();
         ensure!(found.contains(&cause), "{cause}: check does not say so, but {found:?}");
         let unforeseen: Vec<&Cause> = p.lost.difference(&found).collect();
@@ -195,7 +186,7 @@ fn proven(cause: Cause, plan: &Plan, traffic: &Traffic, more: &[&str]) -> Result
 
 /// Nothing is found, and nothing is lost.
 fn clean(name: &str, plan: &Plan) -> Result<()> {
-    let Some(_turn) = ready(name) else { return Ok(()) };
+    let Some(_turn) = proofs::turn(name)? else { return Ok(()) };
     let longest = LONGEST_S.to_string();
     let p = play(name, plan, &Traffic::default(), &["--longest-request", &longest])?;
     ensure!(p.will.is_empty() && p.may.is_empty(), "{name}: found will {:?}, may {:?}", p.will, p.may);
@@ -206,19 +197,19 @@ fn clean(name: &str, plan: &Plan) -> Result<()> {
 
 #[test]
 fn nginx_fast_shutdown() -> Result<()> {
-    proven(Cause::NginxFastShutdown, &plan(stop(SIGTERM)), &Traffic::default(), &[])
+    proven("nginx_fast_shutdown", Cause::NginxFastShutdown, &plan(stop(SIGTERM)), &Traffic::default(), &[])
 }
 
 #[test]
 fn quit_then_term() -> Result<()> {
     let plan = Plan { quit_hook: true, ..plan(stop(SIGTERM)) };
-    proven(Cause::QuitThenTerm, &plan, &Traffic::default(), &[])
+    proven("quit_then_term", Cause::QuitThenTerm, &plan, &Traffic::default(), &[])
 }
 
 #[test]
 fn prestop_failed() -> Result<()> {
     let plan = plan(hook(SIGTERM, &["/bin/sh", "-SIGQUIT", "1"]));
-    proven(Cause::PrestopFailed, &plan, &Traffic::default(), &[])
+    proven("prestop_failed", Cause::PrestopFailed, &plan, &Traffic::default(), &[])
 }
 
 /// As it is often written, and as Debian's sh does not know it.
@@ -230,13 +221,13 @@ fn prestop_failed_in_dash() -> Result<()> {
         return Ok(());
     }
     let plan = plan(hook(SIGTERM, &["/bin/sh", "-c", "kill -SIGQUIT 1"]));
-    proven(Cause::PrestopFailed, &plan, &Traffic::default(), &[])
+    proven("prestop_failed_in_dash", Cause::PrestopFailed, &plan, &Traffic::default(), &[])
 }
 
 #[test]
 fn endpoint_race() -> Result<()> {
     let traffic = Traffic { slow: 0, in_php: 0, keep_alive: false, ..Traffic::default() };
-    proven(Cause::EndpointRace, &plan(stop(SIGQUIT)), &traffic, &[])
+    proven("endpoint_race", Cause::EndpointRace, &plan(stop(SIGQUIT)), &traffic, &[])
 }
 
 #[test]
@@ -246,7 +237,7 @@ fn keepalive_race_on_shutdown() -> Result<()> {
         Some(why502_tests::tun::Trouble { delay: Duration::from_millis(15), ..why502_tests::tun::Trouble::default() });
     let think = Duration::ZERO;
     let traffic = Traffic { slow: 0, in_php: 0, fast: 40, think, answered: 1000, ..Traffic::default() };
-    proven(Cause::KeepaliveRaceOnShutdown, &plan, &traffic, &[])
+    proven("keepalive_race_on_shutdown", Cause::KeepaliveRaceOnShutdown, &plan, &traffic, &[])
 }
 
 #[test]
@@ -254,7 +245,7 @@ fn nginx_accept_queue_dropped() -> Result<()> {
     let think = Duration::ZERO;
     let traffic =
         Traffic { slow: 0, in_php: 0, fast: 40, keep_alive: false, think, answered: 2000, ..Traffic::default() };
-    proven(Cause::NginxAcceptQueueDropped, &plan(stop(SIGTERM)), &traffic, &[])
+    proven("nginx_accept_queue_dropped", Cause::NginxAcceptQueueDropped, &plan(stop(SIGTERM)), &traffic, &[])
 }
 
 #[test]
@@ -262,7 +253,7 @@ fn grace_period_exceeded() -> Result<()> {
     let mut plan = plan(slept(SIGQUIT, 2));
     plan.deletion.grace = Duration::from_secs(4);
     let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
-    proven(Cause::GracePeriodExceeded, &plan, &traffic, &["--longest-request", "6"])
+    proven("grace_period_exceeded", Cause::GracePeriodExceeded, &plan, &traffic, &["--longest-request", "6"])
 }
 
 #[test]
@@ -270,7 +261,7 @@ fn worker_shutdown_timeout() -> Result<()> {
     let mut plan = plan(slept(SIGQUIT, 2));
     plan.site.nginx = NginxConf { main_extra: "worker_shutdown_timeout 1s;".into(), ..NginxConf::default() };
     let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
-    proven(Cause::WorkerShutdownTimeout, &plan, &traffic, &["--longest-request", "6"])
+    proven("worker_shutdown_timeout", Cause::WorkerShutdownTimeout, &plan, &traffic, &["--longest-request", "6"])
 }
 
 #[test]
@@ -278,7 +269,13 @@ fn pid_1_ignores_the_stop_signal() -> Result<()> {
     let mut plan = plan(stop(SIGTERM));
     plan.site.nginx = NginxConf { pid1: Pid1::Shell, ..NginxConf::default() };
     plan.deletion.grace = Duration::from_secs(2);
-    proven(Cause::Pid1IgnoresStopSignal, &plan, &Traffic { slow_ms: 4000, ..Traffic::default() }, &[])
+    proven(
+        "pid_1_ignores_the_stop_signal",
+        Cause::Pid1IgnoresStopSignal,
+        &plan,
+        &Traffic { slow_ms: 4000, ..Traffic::default() },
+        &[],
+    )
 }
 
 #[test]
@@ -289,12 +286,12 @@ fn pid_1_exits_first() -> Result<()> {
     }
     let mut plan = plan(stop(SIGTERM));
     plan.site.nginx = NginxConf { pid1: Pid1::Runit, ..NginxConf::default() };
-    proven(Cause::Pid1ExitedFirst, &plan, &Traffic::default(), &[])
+    proven("pid_1_exits_first", Cause::Pid1ExitedFirst, &plan, &Traffic::default(), &[])
 }
 
 #[test]
 fn container_killed() -> Result<()> {
-    proven(Cause::ContainerKilled, &plan(stop(SIGKILL)), &Traffic::default(), &[])
+    proven("container_killed", Cause::ContainerKilled, &plan(stop(SIGKILL)), &Traffic::default(), &[])
 }
 
 /// As tests/races.rs: the pod's second of idleness meets the client's.
@@ -307,19 +304,19 @@ fn keepalive_race() -> Result<()> {
     let think = Duration::from_millis(960);
     let traffic =
         Traffic { slow: 0, in_php: 0, fast: 20, paths: &["/static"], think, answered: 20, ..Traffic::default() };
-    proven(Cause::KeepaliveRace, &plan, &traffic, &[])
+    proven("keepalive_race", Cause::KeepaliveRace, &plan, &traffic, &[])
 }
 
 #[test]
 fn fpm_control_timeout_zero() -> Result<()> {
     let plan = with_fpm(slept(SIGQUIT, 2), 0, 28, stop(SIGQUIT));
-    proven(Cause::FpmControlTimeoutZero, &plan, &Traffic::default(), &[])
+    proven("fpm_control_timeout_zero", Cause::FpmControlTimeoutZero, &plan, &Traffic::default(), &[])
 }
 
 #[test]
 fn fpm_fast_shutdown() -> Result<()> {
     let plan = with_fpm(slept(SIGQUIT, 2), 0, 28, stop(SIGTERM));
-    proven(Cause::FpmFastShutdown, &plan, &Traffic::default(), &[])
+    proven("fpm_fast_shutdown", Cause::FpmFastShutdown, &plan, &Traffic::default(), &[])
 }
 
 /// More requests than children: some wait in the queue, and php-fpm takes none of them any more.
@@ -327,7 +324,7 @@ fn fpm_fast_shutdown() -> Result<()> {
 fn fpm_accept_queue_dropped() -> Result<()> {
     let traffic = Traffic { in_php: 6, ..Traffic::default() };
     let plan = with_fpm(slept(SIGQUIT, 4), 10, 6, stop(SIGQUIT));
-    proven(Cause::FpmAcceptQueueDropped, &plan, &traffic, &[])
+    proven("fpm_accept_queue_dropped", Cause::FpmAcceptQueueDropped, &plan, &traffic, &[])
 }
 
 #[test]
@@ -336,7 +333,7 @@ fn fpm_listen_queue_full() -> Result<()> {
     let listen = FpmListen::Unix;
     plan.site.fpm = Some(FpmConf { listen, children: 4, backlog: Some(2), ..FpmConf::default() });
     let traffic = Traffic { in_php: 4, fast: 0, answered: 0, ..Traffic::default() };
-    proven(Cause::FpmListenQueueFull, &plan, &traffic, &[])
+    proven("fpm_listen_queue_full", Cause::FpmListenQueueFull, &plan, &traffic, &[])
 }
 
 fn supervised_plan(sleep: u64) -> Option<Plan> {
@@ -355,7 +352,13 @@ fn supervisor_stop_order() -> Result<()> {
     let Some(mut plan) = supervised_plan(1) else { return Ok(()) };
     // The clients are still there when the hook is over.
     plan.deletion.propagation = Duration::from_secs(4);
-    proven(Cause::SupervisorStopOrder, &plan, &Traffic { slow_ms: 4000, ..Traffic::default() }, &[])
+    proven(
+        "supervisor_stop_order",
+        Cause::SupervisorStopOrder,
+        &plan,
+        &Traffic { slow_ms: 4000, ..Traffic::default() },
+        &[],
+    )
 }
 
 #[test]
@@ -363,26 +366,38 @@ fn supervisord_kills_what_takes_longer() -> Result<()> {
     let Some(mut plan) = supervised_plan(2) else { return Ok(()) };
     (plan.site.supervisor.nginx_first, plan.site.supervisor.stopwaitsecs) = (true, Some(2));
     let traffic = Traffic { slow_ms: 8000, ..Traffic::default() };
-    proven(Cause::FpmControlTimeoutZero, &plan, &traffic, &["--longest-request", "8"])?;
+    proven(
+        "supervisord_kills_what_takes_longer",
+        Cause::FpmControlTimeoutZero,
+        &plan,
+        &traffic,
+        &["--longest-request", "8"],
+    )?;
     plan.site.fpm = Some(FpmConf { children: 28, process_control_timeout: 20, ..FpmConf::default() });
-    proven(Cause::GracePeriodExceeded, &plan, &traffic, &["--longest-request", "8"])
+    proven(
+        "supervisord_kills_what_takes_longer",
+        Cause::GracePeriodExceeded,
+        &plan,
+        &traffic,
+        &["--longest-request", "8"],
+    )
 }
 
 #[test]
 fn clean_with_a_sidecar() -> Result<()> {
-    clean("nginx waits, php-fpm is a sidecar", &plan(slept(SIGQUIT, 5)))
+    clean("clean_with_a_sidecar", &plan(slept(SIGQUIT, 5)))
 }
 
 #[test]
 fn clean_with_php_fpm_that_waits_longer() -> Result<()> {
-    clean("php-fpm waits longer than nginx", &with_fpm(slept(SIGQUIT, 5), 0, 28, slept(SIGQUIT, 5 + LONGEST_S)))
+    clean("clean_with_php_fpm_that_waits_longer", &with_fpm(slept(SIGQUIT, 5), 0, 28, slept(SIGQUIT, 5 + LONGEST_S)))
 }
 
 /// SIGTERM, and a hook that quits nginx and waits for it.
 #[test]
 fn clean_with_a_hook_that_waits() -> Result<()> {
     let script = "sleep 5; kill -QUIT 1; while kill -0 1; do sleep 0.1; done";
-    clean("the hook quits nginx and waits", &plan(hook(SIGTERM, &["/bin/sh", "-c", script])))
+    clean("clean_with_a_hook_that_waits", &plan(hook(SIGTERM, &["/bin/sh", "-c", script])))
 }
 
 #[test]
@@ -393,12 +408,12 @@ fn clean_under_tini() -> Result<()> {
     }
     let mut plan = plan(slept(SIGQUIT, 5));
     plan.site.nginx = NginxConf { pid1: Pid1::Tini, ..NginxConf::default() };
-    clean("tini passes the signal on", &plan)
+    clean("clean_under_tini", &plan)
 }
 
 #[test]
 fn clean_under_supervisord() -> Result<()> {
     let Some(mut plan) = supervised_plan(5) else { return Ok(()) };
     plan.site.supervisor.nginx_first = true;
-    clean("supervisord stops nginx first", &plan)
+    clean("clean_under_supervisord", &plan)
 }

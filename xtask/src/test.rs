@@ -13,7 +13,7 @@ use crate::{build, sh};
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The figures of the README: 20 runs of each live case, 10,000 closes of each control, and each advice and each
-    /// finding of `check` proven
+    /// finding of `check` proven, of which an ordinary run plays a few (`SEED` chooses them again)
     #[arg(long, conflicts_with = "quick")]
     full: bool,
     /// One short run of each live case, and only the oldest and the newest kernel
