@@ -169,7 +169,7 @@ impl Stage {
 
 impl Plan {
     fn delete(&self, scene: &mut Scene) -> Result<Vec<Stopped>> {
-        let Scene { site, slow, fast } = scene;
+        let Scene { site, slow, fast, .. } = scene;
         let mut nginx = self.nginx.clone();
         if self.quit_hook {
             let words = site.nginx.argv.iter().map(|w| w.to_str().map(ToString::to_string));

@@ -6,6 +6,7 @@ use crate::net::listens;
 use crate::pod::{Container, Pid1, Pod};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -143,7 +144,40 @@ pub struct Access {
     pub upstream_status: String,
 }
 
+/// What nginx's error log says about a request that it could not pass on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// Nobody listened: ECONNREFUSED or ENOENT.
+    Refused,
+    /// EAGAIN of a unix socket.
+    Full,
+    /// The connection was there, and ended without an answer.
+    Ended,
+}
+
+impl Upstream {
+    /// Request id and what became of it, of a line of the error log.
+    fn of(line: &str) -> Option<(String, Self)> {
+        let about = line.split_once(", request: \"")?.1;
+        let query = about.split([' ', '"']).nth(1)?.split_once('?')?.1;
+        let id = query.split('&').find_map(|part| part.strip_prefix("id="))?;
+        let what = match line {
+            l if l.contains("(111: ") || l.contains("(2: ") => Self::Refused,
+            l if l.contains("(11: ") => Self::Full,
+            l if l.contains("(104: ") || l.contains("prematurely closed") => Self::Ended,
+            _ => return None,
+        };
+        Some((id.to_string(), what))
+    }
+}
+
 impl Nginx {
+    /// What it could not pass on, by request id.
+    pub fn upstream_errors(&self) -> Result<BTreeMap<String, Upstream>> {
+        let log = std::fs::read(&self.error_log).with_context(|| self.error_log.display().to_string())?;
+        Ok(String::from_utf8_lossy(&log).lines().filter_map(Upstream::of).collect())
+    }
+
     /// Starts the pod's nginx and waits until all of its workers are there.
     pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &NginxConf) -> Result<Self> {
         let files = Files::of_pod(dir, www, conf)?;
@@ -300,6 +334,7 @@ fn render_proxy(base: &Path, pod: SocketAddr, keepalive: u32) -> String {
   upstream pod {{ server {pod} max_fails=0; keepalive {keepalive}; keepalive_requests 100000000; }}
   server {{
     listen 80;
+    listen [::]:80 ipv6only=on;
     location / {{
       proxy_pass http://pod;
       proxy_http_version 1.1;
@@ -320,4 +355,28 @@ fn certificate(dir: &Dir) -> Result<PathBuf> {
     let to = ["-keyout", key.as_str(), "-out", crt.as_str(), "-days", "2", "-subj", "/CN=pod"];
     run("openssl", &[&new[..], &to[..]].concat())?;
     Ok(base)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_error_log_is_a_ledger() {
+        let line = |what: &str| {
+            format!(
+                "2026/11/23 03:00:00 [error] 7#7: *25 {what} while connecting to upstream, client: 10.0.0.1, server: , \
+                 request: \"GET /slow.php?ms=3&id=slow-12 HTTP/1.1\", upstream: \"fastcgi://127.0.0.1:9000\", host: \"pod\""
+            )
+        };
+        let of = |what: &str| Upstream::of(&line(what));
+        let is = |what| Some(("slow-12".to_string(), what));
+        assert_eq!(of("connect() failed (111: Connection refused)"), is(Upstream::Refused));
+        assert_eq!(of("connect() to unix:/x failed (2: No such file or directory)"), is(Upstream::Refused));
+        assert_eq!(of("connect() to unix:/x failed (11: Resource temporarily unavailable)"), is(Upstream::Full));
+        assert_eq!(of("recv() failed (104: Connection reset by peer)"), is(Upstream::Ended));
+        assert_eq!(of("upstream prematurely closed connection"), is(Upstream::Ended));
+        assert_eq!(of("something else"), None);
+        assert_eq!(Upstream::of("2026/11/23 03:00:00 [notice] 7#7: signal 3 (SIGQUIT) received"), None);
+    }
 }

@@ -88,6 +88,10 @@ pub enum Pid1 {
     Trap,
     /// The same, but its `wait` is cut short by the signal, and it ends before the server has.
     TrapEndsFirst,
+    /// A shell whose trap does nothing at all.
+    TrapDoesNothing,
+    /// A shell that also waits for something else than the server, and ends well with that: see [`Container::other_child`].
+    OfTwo,
     /// Waits for nothing: it exits on TERM, and the server is killed with it. For nginx only.
     Runit,
     /// Stops the server and waits for it. For nginx only.
@@ -105,6 +109,8 @@ impl Pid1 {
             Pid1::Catatonit => &["catatonit", "--"],
             Pid1::Trap => &["/bin/sh", "-c", TRAP, "entrypoint"],
             Pid1::TrapEndsFirst => &["/bin/sh", "-c", TRAP_ENDS_FIRST, "entrypoint"],
+            Pid1::TrapDoesNothing => &["/bin/sh", "-c", TRAP_DOES_NOTHING, "entrypoint"],
+            Pid1::OfTwo => &["/bin/sh", "-c", "\"$@\" & sleep 1000 & wait $!; exit 0", "entrypoint"],
             Pid1::Runit => &["/bin/sh", "-c", RUNIT, "entrypoint"],
             Pid1::S6 => &["/bin/sh", "-c", S6, "entrypoint"],
         }
@@ -119,6 +125,7 @@ impl Pid1 {
             Pid1::Runit => ("runsvdir", "runit"),
             Pid1::S6 => ("s6-svscan", "s6"),
             Pid1::Server | Pid1::Shell | Pid1::Trap | Pid1::TrapEndsFirst => return None,
+            Pid1::TrapDoesNothing | Pid1::OfTwo => return None,
         };
         let path = std::env::var_os("PATH").unwrap_or_default();
         let found = std::env::split_paths(&path).any(|dir| dir.join(program).is_file());
@@ -129,6 +136,7 @@ impl Pid1 {
 const TRAP: &str = "trap 'kill -TERM $pid' TERM; trap 'kill -QUIT $pid' QUIT; \"$@\" & pid=$!; \
     while kill -0 $pid 2>/dev/null; do wait $pid; done";
 const TRAP_ENDS_FIRST: &str = "trap 'kill -TERM $pid' TERM; trap 'kill -QUIT $pid' QUIT; \"$@\" & pid=$!; wait";
+const TRAP_DOES_NOTHING: &str = "trap : TERM QUIT; \"$@\" & pid=$!; while kill -0 $pid 2>/dev/null; do wait $pid; done";
 /// Both have a directory for each service, with a program that is to become it. nginx's fifth word is its own directory.
 const RUNIT: &str = "d=\"$5/service\"; mkdir -p \"$d/nginx\"; printf '#!/bin/sh\\nexec %s\\n' \"$*\" > \"$d/nginx/run\"; \
     chmod 755 \"$d/nginx/run\"; exec runsvdir \"$d\"";
@@ -170,6 +178,13 @@ impl Container {
         let runs = |pid: &i32| std::fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program);
         let all = self.cgroup.procs();
         all.into_iter().find(|pid| runs(pid) && !parent_of(*pid).is_some_and(|parent| runs(&parent)))
+    }
+
+    /// Host pid of the child of PID 1 that is no server: what [`Pid1::OfTwo`] waits for.
+    pub fn other_child(&self) -> Option<i32> {
+        let sleeps =
+            |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|c| c.trim() == "sleep");
+        self.children().into_iter().find(sleeps)
     }
 
     /// To the master of a server rather than to PID 1, from outside of the container.

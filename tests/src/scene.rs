@@ -10,6 +10,7 @@ use anyhow::{Result, ensure};
 use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use why502::model::incident::Cause;
 
@@ -38,6 +39,8 @@ pub struct Scene {
     pub site: Site,
     pub slow: Option<Load>,
     pub fast: Option<Load>,
+    /// Begun by the act.
+    added: Mutex<Vec<Load>>,
 }
 
 /// A scene that is over: the site still stands, the load has ended.
@@ -54,12 +57,20 @@ impl Scene {
             conf.as_ref().map(|c| Load::start(Some(site.client.path()), c.clone())).transpose()
         };
         let (fast, slow) = (begin(&loads.fast)?, begin(&loads.slow)?);
-        let scene = Self { site, slow, fast };
+        let scene = Self { site, slow, fast, added: Mutex::default() };
         wait("the slow requests", LIMIT, || scene.in_php() >= loads.in_php)?;
         if let Some(fast) = &scene.fast {
             wait("the fast answers", LIMIT, || Progress::get(&fast.progress.answered) >= loads.answered)?;
         }
         Ok(scene)
+    }
+
+    /// One more load. It is no part of the counts and waits of the scene, and of its requests all the same.
+    pub fn add(&self, conf: LoadConf) -> Result<Arc<Progress>> {
+        let load = Load::start(Some(self.site.client.path()), conf)?;
+        let progress = load.progress.clone();
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).push(load);
+        Ok(progress)
     }
 
     /// Requests whose script has started and not ended.
@@ -92,7 +103,8 @@ impl Scene {
     /// Ends the load; what is under way comes to its end first.
     pub fn end(self) -> Result<Over> {
         let mut requests = Vec::new();
-        for load in [self.slow, self.fast].into_iter().flatten() {
+        let added = self.added.into_inner().unwrap_or_else(PoisonError::into_inner);
+        for load in [self.slow, self.fast].into_iter().flatten().chain(added) {
             requests.extend(load.stop()?);
         }
         Ok(Over { site: self.site, requests })

@@ -66,8 +66,32 @@ pub struct OfScenario {
     pub deviations: u64,
 }
 
+/// What was lost, and how much of that has a right verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    pub lost: u64,
+    pub right: u64,
+}
+
+impl Count {
+    fn add(&mut self, right: bool) {
+        (self.lost, self.right) = (self.lost + 1, self.right + u64::from(right));
+    }
+}
+
 #[derive(Clone, Debug, Default)]
 pub struct Figures {
+    pub plays: u64,
+    /// That came to no end.
+    pub unplayed: u64,
+    pub pods: u64,
+    /// Pods that were stopped, or under load, beside another one of the same play.
+    pub beside: Count,
+    pub beside_pods: u64,
+    /// By what a scenario is there to provoke; what else was lost in it is not in here.
+    pub provoked: BTreeMap<(Cause, Option<&'static str>), Count>,
+    /// By the cause, and a side of its layout: see [`super::SIDES`].
+    pub layouts: BTreeMap<(Cause, &'static str), Count>,
     pub causes: BTreeMap<Cause, OfCause>,
     pub scenarios: BTreeMap<&'static str, OfScenario>,
     /// By confidence in hundredths: verdicts, and the right ones among them.
@@ -84,7 +108,9 @@ pub struct Figures {
 
 impl Figures {
     /// Adds a part that is over; gives its deviations.
-    pub fn add(&mut self, ledgers: &Ledgers, heard: &[Heard]) -> Vec<String> {
+    ///
+    /// `beside`: it was not the only pod of its play.
+    pub fn add(&mut self, ledgers: &Ledgers, heard: &[Heard], beside: bool) -> Vec<String> {
         let result = ledgers.compare(heard);
         let scenario = ledgers.part.scenario;
         let mut bad = result.complaints();
@@ -92,12 +118,15 @@ impl Figures {
             self.verdict(ledgers, r, claim, heard);
             let wrong_sub = scenario.cause == Some(claim.cause)
                 && scenario.sub_cause.is_some_and(|wanted| claim.sub_cause.as_deref() != Some(wanted));
+            let right = ledgers.allowed(r).contains(&claim.cause) && !wrong_sub;
+            self.count(ledgers, truth(ledgers, r, Some(claim)), right, beside);
             if wrong_sub {
                 self.wrong_sub_cause += 1;
                 bad.push(format!("sub_cause {:?}: {claim}", claim.sub_cause));
             }
         }
         for r in &result.missed {
+            self.count(ledgers, truth(ledgers, r, None), false, beside);
             let of = self.causes.entry(truth(ledgers, r, None)).or_default();
             (of.lost, of.missed) = (of.lost + 1, of.missed + 1);
             of.decided += u64::from(ledgers.allowed(r).len() == 1);
@@ -116,10 +145,24 @@ impl Figures {
         let of = self.scenarios.entry(scenario.name).or_default();
         (of.plays, of.requests) = (of.plays + 1, of.requests + result.requests as u64);
         of.lost += result.lost_total() as u64;
+        (self.pods, self.beside_pods) = (self.pods + 1, self.beside_pods + u64::from(beside));
         of.deviations += bad.len() as u64;
         let bad = shortened(bad);
         self.deviations.extend(bad.iter().map(|line| format!("{}: {line}", ledgers.part)));
         bad
+    }
+
+    fn count(&mut self, ledgers: &Ledgers, truth: Cause, right: bool, beside: bool) {
+        let scenario = ledgers.part.scenario;
+        if scenario.cause == Some(truth) {
+            self.provoked.entry((truth, scenario.sub_cause)).or_default().add(right);
+        }
+        for side in ledgers.part.draw.layout.sides() {
+            self.layouts.entry((truth, side)).or_default().add(right);
+        }
+        if beside {
+            self.beside.add(right);
+        }
     }
 
     fn verdict(&mut self, ledgers: &Ledgers, r: &Request, claim: &Claim, heard: &[Heard]) {
@@ -150,9 +193,14 @@ impl Figures {
         *of = (of.0 + 1, of.1 + u64::from(right));
     }
 
-    /// Mean over the causes that were provoked; `None` without any.
+    /// Mean over the causes that were provoked; `None` without any. `unexplained` is none.
     pub fn macro_mean(&self, of: fn(&OfCause) -> (u64, u64)) -> Option<f64> {
-        let shares = self.causes.values().filter(|c| c.lost > 0).map(of).filter(|(_, n)| *n > 0);
+        let shares = self
+            .causes
+            .iter()
+            .filter(|(cause, c)| **cause != Cause::Unexplained && c.lost > 0)
+            .map(|(_, c)| of(c))
+            .filter(|(_, n)| *n > 0);
         let shares: Vec<f64> = shares.map(|(hits, n)| hits as f64 / n as f64).collect();
         (!shares.is_empty()).then(|| shares.iter().sum::<f64>() / shares.len() as f64)
     }

@@ -37,6 +37,18 @@ pub struct Layout {
 /// The names by which `--layout` asks for one side of a choice.
 pub const WORDS: &str = "v4, v6, tcp, tcp6, unix, one, two, tini, bare, keep-alive, per-request, reuseport, shared";
 
+/// The columns of the report: a side of every choice is in each play.
+pub const SIDES: [&str; 8] = [
+    "IPv4",
+    "IPv6",
+    "php by TCP",
+    "by TCP over IPv6",
+    "by unix socket",
+    "one container, supervisord",
+    "two, tini",
+    "two, no tini",
+];
+
 impl Layout {
     /// Taken in turn: every value of one choice meets every value of most others within 30 plays.
     pub fn nth(n: u64) -> Self {
@@ -59,6 +71,21 @@ impl Layout {
         layout.keep_alive = dice.coin();
         layout.workers = 1 + u32::from(dice.coin());
         layout
+    }
+
+    /// Its sides, as [`SIDES`] names them.
+    pub fn sides(&self) -> [&'static str; 3] {
+        let php = match self.fastcgi {
+            Fastcgi::Tcp => SIDES[2],
+            Fastcgi::Tcp6 => SIDES[3],
+            Fastcgi::Unix => SIDES[4],
+        };
+        let containers = match (self.together, self.tini) {
+            (true, _) => SIDES[5],
+            (false, true) => SIDES[6],
+            (false, false) => SIDES[7],
+        };
+        [SIDES[usize::from(self.v6)], php, containers]
     }
 
     /// One side of one choice, by its name: see [`WORDS`].

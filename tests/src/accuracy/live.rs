@@ -65,8 +65,8 @@ fn judged(one: &Played, watch: Watch, runs: u64) -> Result<Vec<String>> {
 pub fn drawn(plays: u64, seed: u64) -> Result<Figures> {
     let keep =
         std::env::var_os("RECORDINGS").map_or_else(|| std::env::temp_dir().join("why502-deviations"), PathBuf::from);
-    let order = Order { runs: 1, seed: Some(seed), plays: Some(plays), together: true, keep, ..Order::default() };
+    let order = Order { drawn: plays, seed, together: true, keep, ..Order::default() };
     let mut series = Series::new(&crate::tracer::binary()?, order)?;
-    series.run()?;
+    series.run(|_| Ok(()))?;
     Ok(series.figures)
 }

@@ -5,12 +5,14 @@ use super::scenario::{Known, Marks, Scenario};
 use crate::guard::boot_ns;
 use crate::ledger::{self, Claim, Comparison, Rules};
 use crate::load::Request;
+use crate::nginx::Upstream;
+use crate::php::Served;
 use crate::scene::{Over, Scene};
 use crate::site::{Site, Territory};
 use crate::supervised;
 use crate::tracer::Heard;
 use anyhow::{Context, Result, anyhow};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use why502::model::incident::Cause;
 
 /// Who plays what.
@@ -52,6 +54,8 @@ pub struct Played {
     pub part: Part,
     pub over: Over,
     pub marks: Marks,
+    served: Vec<Served>,
+    upstream: BTreeMap<String, Upstream>,
 }
 
 /// Everything that the comparison needs, also when the site is gone.
@@ -61,6 +65,8 @@ pub struct Ledgers {
     pub requests: Vec<Request>,
     pub marks: Marks,
     seen: HashSet<String>,
+    served: Vec<Served>,
+    upstream: BTreeMap<String, Upstream>,
     territory: Territory,
     /// Incidents of this part are of the time from the site's start to its end, boot ns.
     pub from: u64,
@@ -90,8 +96,16 @@ pub fn play(parts: &[Part], sites_stand: impl FnOnce(&[Site]) -> Result<()>) -> 
         }
         anyhow::Ok(())
     })?;
-    let end =
-        |(part, scene, marks): (&Part, Scene, Marks)| Ok(Played { part: part.clone(), over: scene.end()?, marks });
+    let end = |(part, scene, marks): (&Part, Scene, Marks)| {
+        let over = scene.end()?;
+        Ok(Played {
+            part: part.clone(),
+            served: over.site.served()?,
+            upstream: over.site.nginx.upstream_errors()?,
+            over,
+            marks,
+        })
+    };
     scenes.into_iter().map(end).collect()
 }
 
@@ -102,14 +116,15 @@ impl Played {
 
     /// Which causes are right for a request; `started`: a script has begun it.
     pub fn allowed(&self, r: &Request, started: bool) -> &'static [Cause] {
-        (self.part.scenario.truth)(&Known { draw: &self.part.draw, marks: &self.marks }, r, started)
+        let known = Known { draw: &self.part.draw, marks: &self.marks, served: &self.served, upstream: &self.upstream };
+        (self.part.scenario.truth)(&known, r, started)
     }
 
     /// The site, and what is known of it. `from`: a time before it was started.
     pub fn ledgers(self, from: u64) -> Result<(Ledgers, Site)> {
-        let Self { part, over: Over { site, requests }, marks } = self;
+        let Self { part, over: Over { site, requests }, marks, served, upstream } = self;
         let (seen, territory, pod) = (site.started_scripts()?, site.territory(), site.pod.uid.clone());
-        Ok((Ledgers { part, requests, marks, seen, territory, from, to: u64::MAX, pod }, site))
+        Ok((Ledgers { part, requests, marks, seen, served, upstream, territory, from, to: u64::MAX, pod }, site))
     }
 }
 
@@ -124,9 +139,13 @@ impl Ledgers {
         self.requests.iter().filter(|r| ledger::is_lost(r, self.part.scenario.made)).count()
     }
 
+    fn known(&self) -> Known<'_> {
+        Known { draw: &self.part.draw, marks: &self.marks, served: &self.served, upstream: &self.upstream }
+    }
+
     /// Which causes are right for a request.
     pub fn allowed(&self, r: &Request) -> &'static [Cause] {
-        let known = Known { draw: &self.part.draw, marks: &self.marks };
+        let known = self.known();
         (self.part.scenario.truth)(&known, r, self.seen.contains(&r.id))
     }
 
@@ -140,7 +159,7 @@ impl Ledgers {
     }
 
     pub fn compare(&self, heard: &[Heard]) -> Comparison {
-        let known = Known { draw: &self.part.draw, marks: &self.marks };
+        let known = self.known();
         let allowed = |r: &Request, started: bool| (self.part.scenario.truth)(&known, r, started);
         let rules = Rules { made: self.part.scenario.made, seen: self.seen.clone(), allowed: &allowed };
         let claims: Vec<_> = heard.iter().map(|h| h.claim.clone()).collect();

@@ -1,8 +1,11 @@
 //! The figures as a page in Markdown; the terminal shows the same.
 
-use super::figures::{Figures, OfCause, percentile, wilson};
+use super::figures::{Count, Figures, OfCause, percentile, wilson};
+use super::layout::SIDES;
+use super::table::named;
 use std::fmt::Write as _;
 use std::time::Duration;
+use why502::model::incident::Cause;
 
 /// Under which circumstances the figures came to be.
 #[derive(Clone, Debug)]
@@ -13,7 +16,6 @@ pub struct Setting {
     pub date: String,
     pub nginx: String,
     pub php: String,
-    pub plays: u64,
     pub seed: Option<u64>,
     pub took: Duration,
 }
@@ -35,23 +37,29 @@ fn counts<'a>(of: impl IntoIterator<Item = (&'a str, &'a u64)>) -> String {
     all.join(", ")
 }
 
-/// The whole report.
-pub fn page(figures: &Figures, setting: &Setting) -> String {
+/// Below it people say what they found out about the deviations; it stays when the report is made again.
+pub const REMARKS: &str = "## Remarks";
+
+/// The whole report; `drawn` are the plays of `figures` that dice chose.
+pub fn page(figures: &Figures, drawn: &Figures, setting: &Setting) -> String {
     let mut out = String::new();
     let _ = write!(out, "{HEAD}");
-    let how = setting.seed.map_or("every scenario in turn".into(), |seed| format!("drawn with seed {seed}"));
+    let Setting { kernel, commit, date, nginx, php, seed, took } = setting;
+    let seed = seed.map_or(String::new(), |seed| format!(", the last {} drawn with seed {seed}", drawn.plays));
     let _ = writeln!(
         out,
-        "| | |\n|---|---|\n| kernel | {} |\n| commit | {} |\n| date | {} |\n| servers | {}, {} |\n| plays | {}, {how} |\n| took | {} min |\n",
-        setting.kernel,
-        setting.commit,
-        setting.date,
-        setting.nginx,
-        setting.php,
-        setting.plays,
-        setting.took.as_secs().div_ceil(60)
+        "| | |\n|---|---|\n| kernel | {kernel} |\n| commit | {commit} |\n| date | {date} |\n| servers | {nginx}, {php} |\n\
+         | plays | {}{seed} |\n| took | {} min |\n",
+        figures.plays,
+        took.as_secs().div_ceil(60)
     );
     out += &text(figures);
+    if drawn.plays > 0 {
+        out.push_str("## Shuffled plays alone\n\n");
+        totals(&mut out, drawn);
+        causes(&mut out, drawn);
+    }
+    deviations(&mut out, figures);
     out
 }
 
@@ -59,12 +67,14 @@ pub fn page(figures: &Figures, setting: &Setting) -> String {
 pub fn text(figures: &Figures) -> String {
     let mut out = String::new();
     totals(&mut out, figures);
+    out.push_str("## Per cause\n\n");
     causes(&mut out, figures);
+    provoked(&mut out, figures);
     confusion(&mut out, figures);
+    layouts(&mut out, figures);
     latency(&mut out, figures);
     calibration(&mut out, figures);
     scenarios(&mut out, figures);
-    deviations(&mut out, figures);
     out
 }
 
@@ -76,7 +86,9 @@ fn totals(out: &mut String, f: &Figures) {
         out,
         "{lost} lost requests, {right} with a right verdict. Mean over causes: precision {}, recall {}. \
          Verdicts that blame a wrong cause or are about no lost request: {}. Incidents of a wrong pod: {}. Wrong \
-         `sub_cause`: {}. Truncated answers, not counted: {}. Requests whose client gave up: {}.\n",
+         `sub_cause`: {}. Truncated answers, not counted: {}. Requests whose client gave up: {}. Plays that came to no \
+         end: {}.\n\n{} plays, {} pods. {} of the pods were stopped or under load at the same moment as others: they lost {} \
+         requests, {} with a right verdict of their own pod.\n",
         share(f.macro_mean(OfCause::precision)),
         share(f.macro_mean(OfCause::recall)),
         f.false_blame(),
@@ -84,11 +96,17 @@ fn totals(out: &mut String, f: &Figures) {
         f.wrong_sub_cause,
         f.truncated,
         f.unclear,
+        f.unplayed,
+        f.plays,
+        f.pods,
+        f.beside_pods,
+        f.beside.lost,
+        f.beside.right,
     );
 }
 
 fn causes(out: &mut String, f: &Figures) {
-    out.push_str("## Per cause\n\n| cause | lost | of those decided by the ledgers | right | missed | false | precision | recall |\n|---|--:|--:|--:|--:|--:|--:|--:|\n");
+    out.push_str("| cause | lost | of those decided by the ledgers | right | missed | false | precision | recall |\n|---|--:|--:|--:|--:|--:|--:|--:|\n");
     for (cause, c) in &f.causes {
         let (precision, recall) = (c.precision(), c.recall());
         let _ = writeln!(
@@ -102,6 +120,31 @@ fn causes(out: &mut String, f: &Figures) {
             percent(precision.0, precision.1),
             percent(recall.0, recall.1)
         );
+    }
+    out.push('\n');
+}
+
+fn cell(c: &Count) -> String {
+    if c.lost == c.right { c.lost.to_string() } else { format!("{} ({} not right)", c.lost, c.lost - c.right) }
+}
+
+fn provoked(out: &mut String, f: &Figures) {
+    out.push_str("What the scenarios are there to provoke, with its `sub_cause`:\n\n| cause | sub cause | lost | right | share (95% lower bound) |\n|---|---|--:|--:|--:|\n");
+    for ((cause, sub), c) in &f.provoked {
+        let share = percent(c.right, c.lost);
+        let _ = writeln!(out, "| `{cause}` | {} | {} | {} | {share} |", sub.unwrap_or("any"), c.lost, c.right);
+    }
+    out.push('\n');
+}
+
+fn layouts(out: &mut String, f: &Figures) {
+    out.push_str("## Layouts\n\nLost requests of each cause by what they were lost on: the client's way into the pod, nginx's way to php-fpm, and who is\nPID 1.\n\n");
+    let _ = writeln!(out, "| cause | {} |\n|---|{}", SIDES.join(" | "), "--:|".repeat(SIDES.len()));
+    let lost: Vec<Cause> = f.causes.iter().filter(|(_, c)| c.lost > 0).map(|(cause, _)| *cause).collect();
+    for cause in lost {
+        let of = |side: &&'static str| f.layouts.get(&(cause, *side)).map_or("–".into(), cell);
+        let cells: Vec<String> = SIDES.iter().map(of).collect();
+        let _ = writeln!(out, "| `{cause}` | {} |", cells.join(" | "));
     }
     out.push('\n');
 }
@@ -120,7 +163,7 @@ fn confusion(out: &mut String, f: &Figures) {
 
 fn latency(out: &mut String, f: &Figures) {
     out.push_str(
-        "## Latency\n\nms. *Decided*: from the last fact of a verdict's chain to the time at which it was final, in the\nsequence of events. *Read*: to the time at which a reader had its line, with everything between the kernel and the pipe.\n*Window*: the longest from a loss to its verdict.\n\n| cause | decided p50 | p99 | read p50 | p99 | window |\n|---|--:|--:|--:|--:|--:|\n",
+        "## Latency\n\nms. *Decided*: from the last fact of a verdict's chain to the time at which it was final, in the\nsequence of events. *Read*: to the time at which a reader had its line, with everything between the kernel and the pipe.\n*Window*: the longest from a loss to its verdict; every rule waits the same time.\n\n| cause | decided p50 | p99 | read p50 | p99 | window |\n|---|--:|--:|--:|--:|--:|\n",
     );
     for (cause, c) in f.causes.iter().filter(|(_, c)| c.right > 0) {
         let (d, r) = (&c.decided_after, &c.read_after);
@@ -149,9 +192,10 @@ fn calibration(out: &mut String, f: &Figures) {
 }
 
 fn scenarios(out: &mut String, f: &Figures) {
-    out.push_str("## Scenarios\n\n| scenario | plays | requests | lost | deviations |\n|---|--:|--:|--:|--:|\n");
+    out.push_str("## Scenarios\n\nThose without a cause are controls: whatever they lose is not the server's doing, or their own.\n\n| scenario | provokes | plays | requests | lost | deviations |\n|---|---|--:|--:|--:|--:|\n");
     for (name, s) in &f.scenarios {
-        let _ = writeln!(out, "| {name} | {} | {} | {} | {} |", s.plays, s.requests, s.lost, s.deviations);
+        let cause = named(name).and_then(|s| s.cause).map_or("–".into(), |c| format!("`{c}`"));
+        let _ = writeln!(out, "| {name} | {cause} | {} | {} | {} | {} |", s.plays, s.requests, s.lost, s.deviations);
     }
     out.push('\n');
 }
@@ -172,13 +216,21 @@ fn deviations(out: &mut String, f: &Figures) {
 
 const HEAD: &str = "# Accuracy
 
-Made by `cargo xtask accuracy`; it is the output of one series, unedited.
+Made by `cargo xtask accuracy --runs 10 --at-least 200 --shuffle SEED --report docs/accuracy.md`: the output of one series,
+except for the remarks at its end. Deviations are all of that series; the recording and the ledger of each are kept (`--keep`).
+
+First every scenario is played so many times, each time on another layout; then those are played again of whose cause fewer
+than 200 requests were lost; then dice choose the scenario, the layout, the time between its acts (5 to 3000 ms), ports,
+program names and how many connections there are. In each round some plays have several pods: two that are stopped at one
+moment for different causes, such a pair beside ten pods under load that nothing happens to, a stop without a loss beside a
+pod that answers 502 by itself.
 
 Every scenario is a pod of real nginx and php-fpm under load, in network and pid namespaces and cgroups of its own, that is
 stopped in one way. why502 watches the kernel beside it. Then each request of the client's ledger (which connection, what was
 sent, how it ended) is compared with the incidents: one for each lost request, none for any other, with a cause that is right
-for it. What is right follows from the scenario, from what the client saw, and from what the php scripts wrote down when they
-started and ended; nothing of it is why502's own.
+for it. What is right follows from the scenario, from what the client saw, from what the php scripts wrote down when they
+started and ended, and from what nginx's error log says of requests that it could not pass on (refused, queue full, ended);
+nothing of it is why502's own.
 
 Where these ledgers leave more than one cause (a connection that was reset may have waited in the queue or have just been
 taken), each of them counts as right; the second column says for how many they leave one. Requests that an nginx answered
@@ -190,7 +242,6 @@ moment the causes must be right as a set. Bounds are the lower ends of Wilson's 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use why502::model::incident::Cause;
 
     #[test]
     fn a_page_has_no_figure_that_was_not_measured() {

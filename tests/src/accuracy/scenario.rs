@@ -3,6 +3,8 @@
 use super::layout::Draw;
 use crate::guard::boot_ns;
 use crate::load::Request;
+use crate::nginx::Upstream;
+use crate::php::Served;
 use crate::scene::{Loads, Scene};
 use crate::site::{Site, SiteConf};
 use anyhow::Result;
@@ -45,6 +47,10 @@ impl Marks {
 pub struct Known<'a> {
     pub draw: &'a Draw,
     pub marks: &'a Marks,
+    /// What the php scripts wrote down.
+    pub served: &'a [Served],
+    /// What nginx wrote down of what it could not pass on.
+    pub upstream: &'a BTreeMap<String, Upstream>,
 }
 
 impl Known<'_> {

@@ -15,6 +15,7 @@ use crate::schema;
 use crate::site::Site;
 use crate::tracer::{Heard, Said, Tracer};
 use anyhow::{Context, Result, bail, ensure};
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufReader, BufWriter};
@@ -25,17 +26,19 @@ use why502::sinks::recording::{Reader, Writer, time_of};
 /// What is to be played.
 #[derive(Clone, Debug, Default)]
 pub struct Order {
-    /// Plays of each scenario; with dice so many times the number of scenarios, drawn.
+    /// Plays of each scenario.
     pub runs: u64,
-    pub seed: Option<u64>,
+    /// Then those are played again by which fewer requests than that were lost to what they provoke.
+    pub at_least: u64,
+    /// Then so many plays that dice choose, by this seed.
+    pub drawn: u64,
+    pub seed: u64,
     /// Names of scenarios or ids of causes; empty: all of them.
     pub only: Vec<String>,
     /// Words of [`super::WORDS`] that every layout gets.
     pub layout: Vec<String>,
     /// Plays with several pods at once as well.
     pub together: bool,
-    /// Ends after so many plays.
-    pub plays: Option<u64>,
     /// Where a deviation's recording and ledger are kept.
     pub keep: PathBuf,
 }
@@ -47,11 +50,20 @@ pub struct Series {
     order: Order,
     chosen: Vec<&'static Scenario>,
     dice: Dice,
+    /// Of all plays, and of those that dice chose.
     pub figures: Figures,
-    pub plays: u64,
+    pub drawn: Figures,
     pub took: Duration,
+    rounds: u64,
+    /// So often each scenario was played: its next layout.
+    times: BTreeMap<&'static str, u64>,
     kept: u64,
 }
+
+/// A scenario that lacks losses is played so many times at most.
+const MOST: u64 = 60;
+/// Drawn plays beside one why502.
+const ROUND: u64 = 40;
 
 /// No verdict takes longer; what is missing then is judged at the end of the round.
 const VERDICTS: Duration = Duration::from_secs(4);
@@ -60,57 +72,99 @@ const VERDICTS: Duration = Duration::from_secs(4);
 type Cast = Vec<Part>;
 
 impl Series {
-    pub fn new(why502: &Path, order: Order) -> Result<Self> {
+    /// Those of these names or causes; without any all of them.
+    pub fn scenarios(only: &[String]) -> Result<Vec<&'static Scenario>> {
         let wanted = |s: &&Scenario| {
-            let names = order.only.iter().any(|o| o == s.name || s.cause.is_some_and(|c| o == c.id()));
-            order.only.is_empty() || names
+            let names = only.iter().any(|o| o == s.name || s.cause.is_some_and(|c| o == c.id()));
+            only.is_empty() || names
         };
         let chosen: Vec<_> = table::all().into_iter().filter(wanted).collect();
         if chosen.is_empty() {
             let all: Vec<_> = table::all().iter().map(|s| s.name).collect();
-            bail!("no scenario is called {}; there are {}", order.only.join(", "), all.join(", "));
+            bail!("no scenario is called {}; there are {}", only.join(", "), all.join(", "));
         }
-        let mut layout = Layout::nth(0);
-        order.layout.iter().try_for_each(|word| layout.with(word))?;
-        let dice = Dice::new(order.seed.unwrap_or(0));
-        let figures = Figures::default();
-        let took = Duration::ZERO;
-        Ok(Self { why502: why502.into(), order, chosen, dice, figures, plays: 0, took, kept: 0 })
+        Ok(chosen)
     }
 
-    /// Plays all of it. The figures so far stand when it is interrupted.
-    pub fn run(&mut self) -> Result<()> {
+    pub fn new(why502: &Path, order: Order) -> Result<Self> {
+        let chosen = Self::scenarios(&order.only)?;
+        let mut layout = Layout::nth(0);
+        order.layout.iter().try_for_each(|word| layout.with(word))?;
+        let dice = Dice::new(order.seed);
+        Ok(Self {
+            why502: why502.into(),
+            order,
+            chosen,
+            dice,
+            figures: Figures::default(),
+            drawn: Figures::default(),
+            took: Duration::ZERO,
+            rounds: 0,
+            times: BTreeMap::new(),
+            kept: 0,
+        })
+    }
+
+    /// Plays all of it; `after` each round. The figures so far stand when it is interrupted.
+    pub fn run(&mut self, mut after: impl FnMut(&Self) -> Result<()>) -> Result<()> {
         let start = Instant::now();
-        for round in 0..self.order.runs {
-            let casts = self.casts(round)?;
-            let done = self.round(round, casts);
+        while let Some((casts, drawn)) = self.next_casts()? {
+            let done = self.round(casts, drawn);
+            self.rounds += 1;
             self.took = start.elapsed();
             done?;
-            if self.order.plays.is_some_and(|max| self.plays >= max) {
-                break;
-            }
+            after(self)?;
         }
         Ok(())
     }
 
-    fn casts(&mut self, round: u64) -> Result<Vec<Cast>> {
-        let mut casts: Vec<Cast> = Vec::new();
-        for n in 0..self.chosen.len() as u64 {
-            casts.push(match self.order.seed {
-                // Neighbours in the table have other layouts than each other.
-                None => vec![Part::new(self.chosen[n as usize], Draw::nth(round * 11 + n))],
-                Some(_) => self.drawn_cast(round * self.chosen.len() as u64 + n),
-            });
+    /// And whether dice chose them.
+    fn next_casts(&mut self) -> Result<Option<(Vec<Cast>, bool)>> {
+        if self.rounds < self.order.runs {
+            let mut casts = self.in_turn(self.chosen.clone());
+            if self.order.together {
+                casts.extend(self.together(self.rounds)?);
+            }
+            return Ok(Some((self.laid_out(casts)?, false)));
         }
-        if self.order.together && self.order.seed.is_none() {
-            casts.extend(self.together(round)?);
+        let lacking = self.lacking();
+        if !lacking.is_empty() {
+            let casts = self.in_turn(lacking);
+            return Ok(Some((self.laid_out(casts)?, false)));
         }
+        let left = (self.order.drawn - self.drawn.plays.min(self.order.drawn)).min(ROUND);
+        if left == 0 {
+            return Ok(None);
+        }
+        let casts = (0..left).map(|n| self.drawn_cast(self.drawn.plays + n)).collect();
+        Ok(Some((self.laid_out(casts)?, true)))
+    }
+
+    fn lacking(&self) -> Vec<&'static Scenario> {
+        let lacks = |s: &&&Scenario| {
+            let Some(cause) = s.cause else { return false };
+            let lost = self.figures.provoked.get(&(cause, s.sub_cause)).map_or(0, |c| c.lost);
+            lost < self.order.at_least && self.times.get(s.name).is_none_or(|times| *times < MOST)
+        };
+        self.chosen.iter().filter(lacks).copied().collect()
+    }
+
+    /// Every play of a scenario has another layout; neighbours have other layouts than each other.
+    fn in_turn(&mut self, scenarios: Vec<&'static Scenario>) -> Vec<Cast> {
+        let place = |s: &Scenario| table::all().iter().position(|other| other.name == s.name).unwrap_or(0) as u64;
+        let mut one = |s: &'static Scenario| {
+            let times = self.times.entry(s.name).or_default();
+            *times += 1;
+            vec![Part::new(s, Draw::nth((*times - 1) * 11 + place(s)))]
+        };
+        scenarios.into_iter().map(&mut one).collect()
+    }
+
+    /// With the sides that were asked for.
+    fn laid_out(&self, mut casts: Vec<Cast>) -> Result<Vec<Cast>> {
         for part in casts.iter_mut().flatten() {
             self.order.layout.iter().try_for_each(|word| part.draw.layout.with(word))?;
             part.draw = part.scenario.fitted(part.draw.clone());
-        }
-        if let Some(max) = self.order.plays {
-            casts.truncate(usize::try_from(max - self.plays)?);
         }
         Ok(casts)
     }
@@ -125,30 +179,38 @@ impl Series {
         }
     }
 
-    /// Nothing crosses pods: two that are stopped at once with different causes, ten under load beside one that is
-    /// stopped, a stop without a loss beside a pod that answers 502 by itself.
+    /// Nothing crosses pods: two that are stopped at once with different causes, the same beside ten under load, a stop
+    /// without a loss beside a pod that answers 502 by itself.
     fn together(&self, round: u64) -> Result<Vec<Cast>> {
         let with_cause: Vec<_> = table::all().into_iter().filter(|s| s.cause.is_some()).collect();
+        let half = with_cause.len() as u64 / 2;
         let one = |name: &str, n: u64| -> Result<Part> {
             let scenario = table::named(name).with_context(|| format!("no scenario {name}"))?;
             Ok(Part::new(scenario, Draw::nth(n)))
         };
         let pick = |n: u64| Part::new(with_cause[(n % with_cause.len() as u64) as usize], Draw::nth(n));
-        let beside = std::iter::once(Ok(pick(round * 3 + 1))).chain((0..10).map(|n| one("quiet", round + n)));
+        // Over the rounds everything meets something.
+        let pair = |n: u64| -> Result<Cast> {
+            let first = pick(n);
+            let other = (n + half..).map(pick).find(|p| p.scenario.cause != first.scenario.cause);
+            Ok(vec![first, other.context("all scenarios have one cause")?])
+        };
+        let quiet = (0..10).map(|n| one("quiet", round + n)).collect::<Result<Vec<_>>>()?;
         Ok(vec![
-            vec![pick(round), pick(round + 1 + with_cause.len() as u64 / 2)],
-            beside.collect::<Result<_>>()?,
+            pair(2 * round)?,
+            pair(2 * round + 1)?.into_iter().chain(quiet).collect(),
             vec![one("answers-502", round)?, one("idle-stop", round)?],
         ])
     }
 
-    fn round(&mut self, round: u64, casts: Vec<Cast>) -> Result<()> {
+    fn round(&mut self, casts: Vec<Cast>, drawn: bool) -> Result<()> {
         let dir = Dir::new()?;
         let recording = dir.join("round.rec");
         let eyes = eyes(dir.path())?;
         let args = eyes.iter().map(OsStr::new).chain(["--record".as_ref(), recording.as_os_str()]);
         let watch = Tracer::watch(&self.why502, &args.collect::<Vec<_>>())?;
-        println!("round {} of {}: {} plays", round + 1, self.order.runs, casts.len());
+        let kind = if drawn { "drawn" } else { "in turn" };
+        println!("round {}: {} plays, {kind}", self.rounds + 1, casts.len());
         let mut all = Vec::new();
         let mut heard = Vec::new();
         let (mut lines, mut unplayed) = (0, 0);
@@ -169,25 +231,29 @@ impl Series {
                     let line = format!("{}: not played: {e:#}", names.join(" + "));
                     println!("  {line}");
                     self.figures.deviations.push(line);
+                    self.figures.unplayed += 1;
                     unplayed += 1;
                     continue;
                 }
                 Err(e) => return Err(e),
             };
-            self.plays += 1;
+            let beside = ledgers.len() > 1;
+            self.figures.plays += 1;
+            self.drawn.plays += u64::from(drawn);
             for one in ledgers {
                 let result = one.compare(&one.mine(&heard));
                 let (lost, explained) = (result.lost_total(), result.explained);
                 let secs = start.elapsed().as_secs_f32();
                 println!("  {:>4.1} s  {}: {lost} lost, {explained} explained {:?}", secs, one.part, result.by_cause);
-                all.push(one);
+                all.push((one, beside));
             }
         }
         heard.extend(watch.more(&mut lines)?);
         let said = watch.stop()?;
         ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
         schema::check(&said)?;
-        self.judge(&all, said, &mut heard, &recording)?;
+        self.judge(&all, drawn, said, &mut heard, &recording)?;
+        let all: Vec<_> = all.into_iter().map(|(one, _)| one).collect();
         if unplayed == 0 {
             self.strays(&all, &heard);
         }
@@ -195,13 +261,24 @@ impl Series {
     }
 
     /// Once everything is final: a verdict that comes too late for its play still counts.
-    fn judge(&mut self, all: &[Ledgers], said: Said, heard: &mut Vec<Heard>, recording: &Path) -> Result<()> {
+    fn judge(
+        &mut self,
+        all: &[(Ledgers, bool)],
+        drawn: bool,
+        said: Said,
+        heard: &mut Vec<Heard>,
+        recording: &Path,
+    ) -> Result<()> {
         // What it said between the last look and its end.
         for incident in said.incidents.iter().skip(heard.len()) {
             heard.push(Heard { claim: incident.into(), read: boot_ns() });
         }
-        for one in all {
-            let bad = self.figures.add(one, &one.mine(heard));
+        for (one, beside) in all {
+            let mine = one.mine(heard);
+            let bad = self.figures.add(one, &mine, *beside);
+            if drawn {
+                self.drawn.add(one, &mine, *beside);
+            }
             for line in &bad {
                 println!("  DEVIATION {}: {line}", one.part);
             }
@@ -272,7 +349,6 @@ fn slice(recording: &Path, from: u64, to: u64, out: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What the tracer is told of the pods: a hook that is mistyped, as one scenario runs it.
 /// What `why502 watch` is told for a series: failed connects to unix sockets are seen by every kernel this way, and only this
 /// way by some; the commands of hooks are in the spec alone.
 pub(super) fn eyes(dir: &Path) -> Result<[String; 4]> {

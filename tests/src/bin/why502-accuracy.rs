@@ -2,9 +2,10 @@
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
-use why502_tests::accuracy::{Figures, Order, Series, Setting, WORDS, new_seed, page, text};
+use std::time::Duration;
+use why502_tests::accuracy::{Figures, Order, REMARKS, Series, Setting, WORDS, new_seed, page, text};
 use why502_tests::guard;
 
 #[derive(Parser)]
@@ -14,11 +15,17 @@ struct Args {
     #[arg(long, value_name = "PATH")]
     why502: Option<PathBuf>,
     /// Plays of each scenario
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, default_value_t = 1)]
     runs: u64,
-    /// Draw scenario, layout, timing, ports, names and counts; the seed makes the same draws again
+    /// Then play those again by which fewer requests than that were lost to what they provoke
+    #[arg(long, value_name = "LOST", default_value_t = 0)]
+    at_least: u64,
+    /// Then draw scenario, layout, timing, ports, names and counts; the seed makes the same draws again
     #[arg(long, value_name = "SEED", num_args = 0..=1)]
     shuffle: Option<Option<u64>>,
+    /// So many drawn plays; without it as many as there are others
+    #[arg(long, value_name = "PLAYS", requires = "shuffle")]
+    draws: Option<u64>,
     /// Only these scenarios, or those of these causes
     #[arg(long, value_name = "SCENARIO|CAUSE")]
     only: Vec<String>,
@@ -36,6 +43,9 @@ struct Args {
     /// Fail when the mean recall over the causes is below this
     #[arg(long, default_value_t = 0.995)]
     recall: f64,
+    /// Fail when the precision or the recall of a cause is below this
+    #[arg(long, default_value_t = 0.97)]
+    worst: f64,
     /// Fail when more verdicts than this blame a wrong cause, or are about no lost request
     #[arg(long, default_value_t = 0)]
     false_blame: u64,
@@ -66,25 +76,35 @@ fn run(args: &Args) -> Result<bool> {
     if let Some(seed) = seed {
         println!("seed {seed}");
     }
+    let all = Series::scenarios(&args.only)?.len() as u64 * args.runs.max(1);
     let order = Order {
         runs: args.runs,
-        seed,
+        at_least: args.at_least,
+        drawn: seed.map_or(0, |_| args.draws.unwrap_or(all)),
+        seed: seed.unwrap_or_default(),
         only: args.only.clone(),
         layout: args.layout.clone(),
         together: !args.alone && args.only.is_empty(),
-        plays: None,
         keep: args.keep.clone(),
     };
     let mut series = Series::new(&why502, order)?;
-    let done = series.run();
+    // Of the start: the report itself changes the checkout.
+    let mut setting = setting(seed)?;
+    let done = series.run(|series| {
+        setting.took = series.took;
+        args.report.iter().try_for_each(|file| write(file, series, &setting))
+    });
     println!("\n{}", text(&series.figures));
     done?;
-    if let Some(file) = &args.report {
-        let setting = setting(&series, seed)?;
-        std::fs::write(file, page(&series.figures, &setting)).with_context(|| format!("{}", file.display()))?;
-        println!("written: {}", file.display());
-    }
     Ok(good_enough(&series.figures, args))
+}
+
+/// After each round: an interrupted series has its figures as well. What people wrote below stays.
+fn write(file: &Path, series: &Series, setting: &Setting) -> Result<()> {
+    let old = std::fs::read_to_string(file).unwrap_or_default();
+    let remarks = old.find(REMARKS).map_or(REMARKS, |at| &old[at..]);
+    let text = format!("{}\n{}\n", page(&series.figures, &series.drawn, setting), remarks.trim_end());
+    std::fs::write(file, text).with_context(|| format!("{}", file.display()))
 }
 
 /// Says on stderr what falls short.
@@ -102,13 +122,20 @@ fn good_enough(figures: &Figures, args: &Args) -> bool {
     }
     let unplayed = figures.deviations.iter().filter(|d| d.contains("not played") || d.contains("did not happen"));
     short.extend(unplayed.cloned());
+    let worst = figures.causes.iter().filter(|(_, c)| c.lost > 0).map(|(cause, c)| {
+        let share = |(hits, n): (u64, u64)| if n == 0 { 1.0 } else { hits as f64 / n as f64 };
+        (cause, share(c.recall()).min(share(c.precision())))
+    });
+    short.extend(worst.filter(|(_, s)| *s < args.worst).map(|(c, s)| format!("{c}: {s:.4}, wanted {}", args.worst)));
+    let few = figures.provoked.iter().filter(|(_, c)| c.lost < args.at_least);
+    short.extend(few.map(|((cause, sub), c)| format!("{cause} {}: only {} lost", sub.unwrap_or_default(), c.lost)));
     for line in &short {
         eprintln!("why502-accuracy: {line}");
     }
     short.is_empty()
 }
 
-fn setting(series: &Series, seed: Option<u64>) -> Result<Setting> {
+fn setting(seed: Option<u64>) -> Result<Setting> {
     let said = |program: PathBuf, args: &[&str]| -> Result<String> {
         let out = Command::new(&program).args(args).output().with_context(|| program.display().to_string())?;
         // nginx -v speaks on stderr.
@@ -116,16 +143,17 @@ fn setting(series: &Series, seed: Option<u64>) -> Result<Setting> {
         Ok(text.lines().next().unwrap_or_default().trim().to_string())
     };
     let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let commit = said("git".into(), &["rev-parse", "--short=10", "HEAD"]).unwrap_or_default();
+    let commit = said("git".into(), &["describe", "--always", "--dirty= and changes", "--exclude=*", "--abbrev=10"])
+        .unwrap_or_default();
     let php = said(why502_tests::php::binary()?, &["-n", "-v"])?;
     Ok(Setting {
-        kernel: kernel.trim().to_string(),
+        // Without what its builder calls it.
+        kernel: kernel.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default().to_string(),
         commit,
         date: said("date".into(), &["-u", "+%Y-%m-%d"])?,
         nginx: said(why502_tests::nginx::binary()?, &["-v"])?.replace("nginx version: ", ""),
         php: php.split(" (").next().unwrap_or(&php).to_string(),
-        plays: series.plays,
         seed,
-        took: series.took,
+        took: Duration::ZERO,
     })
 }

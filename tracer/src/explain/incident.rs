@@ -66,7 +66,7 @@ pub fn assemble(
             ip: lost.tcp().map(|t| t.remote_ip),
             port: lost.tcp().map(|t| t.remote_port),
             kind: "unknown".into(),
-            container: unix_requester(lost, view).or_else(|| {
+            container: unix_requester(lost, view).map(|c| c.container.id.clone()).or_else(|| {
                 requester.and_then(|t| match view.table.place(t) {
                     Place::Container(c) => Some(c.container.id.clone()),
                     _ => None,
@@ -84,7 +84,8 @@ pub fn assemble(
         },
         age_ms: lost.age_ms,
         stop: stop.map(str::to_string),
-        pod: container.and_then(pod_of),
+        // nginx and what it reaches by a unix socket share a volume, and so a pod.
+        pod: container.or_else(|| unix_requester(lost, view)).and_then(pod_of),
         container: container.map(container_of),
         summary: finding.summary,
         chain: finding.chain.finish(view),
@@ -96,13 +97,13 @@ pub fn assemble(
 }
 
 /// The container of the nginx behind an AF_UNIX connection.
-fn unix_requester(lost: &Lost, view: &View) -> Option<String> {
+fn unix_requester<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo> {
     let cgroup = match &lost.evidence {
         Evidence::UnixClose { dropped, .. } => (dropped.client_cgroup, 0),
         Evidence::UnixRefused { what, .. } => (what.task.cgroup, what.task.cgroup_v1),
         _ => return None,
     };
-    view.table.container_of_cgroup(cgroup.0, cgroup.1).map(|c| c.container.id.clone())
+    view.table.container_of_cgroup(cgroup.0, cgroup.1)
 }
 
 /// The container of whoever closed; of the socket where nobody did.

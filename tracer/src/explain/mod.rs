@@ -106,7 +106,10 @@ const RULES: &[Rule] = &[
 /// Decides about one lost request. Total: what no rule knows is `unexplained`, with what is missing.
 pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>) -> Incident {
     let server = server::of(lost, view);
-    let findings = RULES.iter().filter_map(|rule| rule(lost, &server, view)).collect();
+    let findings = match requester::died_with_it(lost, &server, view) {
+        Some(elsewhere) => vec![elsewhere],
+        None => RULES.iter().filter_map(|rule| rule(lost, &server, view)).collect(),
+    };
     let (mut winner, also_matched) =
         precedence::choose(findings).unwrap_or_else(|| (unexplained(lost, &server, view), Vec::new()));
     confidence::lower_by_circumstances(&mut winner, lost, &server, view);

@@ -5,6 +5,7 @@ use super::confidence::Confidence;
 use super::server::{Kind, Server};
 use super::{Finding, View};
 use crate::correlate::answer::{self, Clause, Closer};
+use crate::correlate::history::sig;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::Role;
 use crate::model::event::ProcKey;
@@ -14,6 +15,8 @@ use crate::model::incident::{Cause, Missing, Trigger};
 const PASSED_ON_NS: u64 = 100_000_000;
 /// A worker that was told to end exits in the turn of its event loop in which its last connection closes.
 const ENDED_NS: u64 = 500_000_000;
+/// The kernel kills the processes of a pid namespace, or of a cgroup, one after the other.
+const SAME_MOMENT_NS: u64 = 100_000_000;
 
 fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, summary: &str) -> Finding {
     let mut chain = Chain::new(lost.at);
@@ -95,6 +98,30 @@ pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
             "the edge gave up waiting and closed the connection before the answer",
         )
     })
+}
+
+/// Both ends of the connection were killed in one moment, with their container: the request was lost once, and nginx's own
+/// connection to its client tells of it.
+pub fn died_with_it(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let Evidence::Close { closer: Closer::Local | Closer::AcceptQueue, .. } = &lost.evidence else { return None };
+    let local = lost.tcp()?.remote_ip.to_canonical().is_loopback();
+    let process = server.process.filter(|_| local && server.kind == Kind::PhpFpm)?;
+    let over = |key: &ProcKey| {
+        let until = lost.at.saturating_add(SAME_MOMENT_NS);
+        let exited = view.history.exit_of(key).is_some_and(|e| e.at <= until);
+        exited || view.history.signals_to(key).iter().any(|s| s.at <= until && s.what.signal == sig::KILL)
+    };
+    let killed = view.history.signals_to(&process).iter().any(|s| s.at <= lost.at && s.what.signal == sig::KILL);
+    let mut workers = view
+        .table
+        .processes()
+        .filter(|p| view.table.role(&p.key).role == Role::NginxWorker && view.table.same_container(&p.key, &process))
+        // Those of before, which a reload has replaced, may still have been there.
+        .filter(|p| p.exited.is_none_or(|e| e.at.saturating_add(SAME_MOMENT_NS) >= lost.at))
+        .peekable();
+    let all = killed && workers.peek().is_some() && workers.all(|p| over(&p.key));
+    let text = "the requesting nginx was killed with php-fpm, and its own connection tells of the request";
+    all.then(|| finding(lost, server, view, Cause::ClientAbort, 0.9, text))
 }
 
 pub(super) fn nginx_master(view: &View, key: &ProcKey) -> Option<ProcKey> {

@@ -182,6 +182,28 @@ fn a_proxy_goes_first_by_its_connection_only() {
     assert_eq!(first(&run(without_cgroups)), 0, "two containers of one pod, or nothing");
 }
 
+/// nginx and php-fpm die in one moment: each request is told once, at nginx, and only because that died as well.
+#[test]
+fn what_dies_with_its_nginx_is_told_once() {
+    let inputs = recording("one-container-killed.rec");
+    let behind = |said: Vec<Incident>| -> Vec<Cause> {
+        said.iter().filter(|i| i.server.port == Some(9000)).map(|i| i.cause).collect()
+    };
+    let told = behind(run(&inputs));
+    assert!(told.len() > 3 && told.iter().all(|c| *c == Cause::ClientAbort), "{told:?}");
+    let nginx = |task: &why502::model::Task| task.comm == "nginx";
+    let alive = behind(run(inputs.iter().filter(|i| match i {
+        Input::Event(e) => match &e.kind {
+            why502::model::EventKind::Exited { task, .. } => !nginx(task),
+            why502::model::EventKind::SignalGenerated(s) => !nginx(&s.target),
+            why502::model::EventKind::SignalDelivered(s) => !nginx(&s.task),
+            _ => true,
+        },
+        _ => true,
+    })));
+    assert!(alive.contains(&Cause::ContainerKilled), "{alive:?}");
+}
+
 #[test]
 fn identity_and_start_are_needed_too() {
     for (file, inputs) in recordings() {

@@ -1,7 +1,7 @@
 //! Servers that end although nobody asked them to, a hook that does nothing, a proxy that is stopped before what is behind it.
 
 use super::loads::both;
-use super::nginx::{apart, plenty, stop};
+use super::nginx::{apart, free, plenty, stop};
 use crate::accuracy::scenario::{Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
@@ -67,7 +67,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "prestop-failed",
         cause: Some(PrestopFailed),
         sub_cause: None,
-        fit: apart,
+        fit: free,
         site: plenty,
         loads: |d, site| both(d, site, 4000),
         act: |scene, d, marks| {
@@ -85,8 +85,8 @@ pub(super) const ALL: &[Scenario] = &[
         sub_cause: None,
         fit: |d| {
             apart(d);
-            (d.layout.v6, d.layout.listen) = (false, Listen::V4);
-            // The proxy has port 80.
+            // What the proxy asks for; it takes both families itself, on port 80.
+            d.layout.listen = Listen::V4;
             d.port = if d.port == 80 { 8080 } else { d.port };
         },
         site: |d| {

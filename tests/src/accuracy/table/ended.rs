@@ -3,7 +3,7 @@
 
 use super::absent::{crash_loads, crash_truth};
 use super::loads::{both, fast};
-use super::nginx::{apart, plenty, stop};
+use super::nginx::{apart, free, plenty, stop};
 use crate::accuracy::scenario::{Known, Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
@@ -86,7 +86,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "fpm-bad-reload",
         cause: Some(FpmNotListening),
         sub_cause: Some("crashed"),
-        fit: apart,
+        fit: free,
         site: |d| d.site(d.slow / 2),
         loads: crash_loads,
         act: |scene, _, marks| {
@@ -106,7 +106,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "failing-probe",
         cause: Some(NginxFastShutdown),
         sub_cause: None,
-        fit: apart,
+        fit: free,
         site: plenty,
         loads: |d, site| both(d, site, 4000),
         act: |scene, d, marks| {
@@ -126,8 +126,8 @@ pub(super) const ALL: &[Scenario] = &[
         sub_cause: None,
         fit: |d| {
             apart(d);
-            (d.layout.v6, d.layout.listen) = (false, Listen::V4);
-            // The proxy has port 80.
+            // What the proxy asks for; it takes both families itself, on port 80.
+            d.layout.listen = Listen::V4;
             d.port = if d.port == 80 { 8080 } else { d.port };
         },
         site: |d| {
@@ -168,7 +168,7 @@ fn restart(scene: &Scene, d: &Draw, marks: &Marks) -> Result<()> {
 }
 
 /// Until php-fpm has ended, and for some answers of 502 after that.
-fn ended(scene: &Scene, marks: &Marks, act: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(super) fn ended(scene: &Scene, marks: &Marks, act: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = scene.count(|p| &p.errors);
     marks.set("signal");
     act()?;
@@ -178,6 +178,6 @@ fn ended(scene: &Scene, marks: &Marks, act: impl FnOnce() -> Result<()>) -> Resu
 }
 
 /// Nothing was there any more, or it is not known what took it along.
-fn after(k: &Known, r: &Request, before: &'static [Cause]) -> &'static [Cause] {
+pub(super) fn after(k: &Known, r: &Request, before: &'static [Cause]) -> &'static [Cause] {
     if k.begun_after(r, "gone") { &[FpmNotListening] } else { before }
 }

@@ -3,16 +3,21 @@
 pub(super) mod absent;
 mod controls;
 mod ended;
+mod inits;
 mod loads;
 mod nginx;
 mod php;
+mod queues;
 mod races;
 
 use super::scenario::Scenario;
 
 /// Every scenario that has a cause, and then the controls.
 pub fn all() -> Vec<&'static Scenario> {
-    [nginx::ALL, races::ALL, php::ALL, absent::ALL, ended::ALL, controls::ALL].into_iter().flatten().collect()
+    [nginx::ALL, races::ALL, php::ALL, queues::ALL, absent::ALL, ended::ALL, inits::ALL, controls::ALL]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {

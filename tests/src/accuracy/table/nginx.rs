@@ -15,7 +15,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use why502::model::incident::Cause::{
     self, ContainerKilled, EndpointRace, GracePeriodExceeded, NginxAcceptQueueDropped, NginxFastShutdown,
-    Pid1IgnoresStopSignal, QuitThenTerm, WorkerShutdownTimeout,
+    Pid1IgnoresStopSignal, QuitThenTerm, Unexplained, WorkerShutdownTimeout,
 };
 
 pub(super) const ALL: &[Scenario] = &[
@@ -115,7 +115,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "worker-shutdown-timeout",
         cause: Some(WorkerShutdownTimeout),
         sub_cause: None,
-        fit: free,
+        fit: long_enough,
         site: |d| timeout(d, plenty(d)),
         loads: |d, site| both(d, site, d.pause(1000) + 3000),
         act: |scene, d, marks| {
@@ -125,11 +125,26 @@ pub(super) const ALL: &[Scenario] = &[
         made: &[],
         truth: |_, r, started| truth::nginx_drain(&[WorkerShutdownTimeout])(r, started),
     },
+    // Shorter than the rule may tell from nginx's own closing: it must not guess.
+    Scenario {
+        name: "worker-shutdown-timeout-short",
+        cause: Some(Unexplained),
+        sub_cause: None,
+        fit: |d| d.pause = Some(20),
+        site: |d| timeout(d, plenty(d)),
+        loads: |d, site| both(d, site, 4000),
+        act: |scene, d, marks| {
+            stop(scene, d, marks, SIGQUIT)?;
+            scene.refused()
+        },
+        made: &[],
+        truth: |_, r, started| truth::nginx_drain(&[Unexplained])(r, started),
+    },
     Scenario {
         name: "worker-shutdown-timeout-reload",
         cause: Some(WorkerShutdownTimeout),
         sub_cause: Some("reload"),
-        fit: free,
+        fit: long_enough,
         site: |d| timeout(d, plenty(d)),
         loads: |d, site| {
             let mut loads = both(d, site, d.pause(1000) + 3000);
@@ -148,7 +163,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "grace-period-exceeded",
         cause: Some(GracePeriodExceeded),
         sub_cause: None,
-        fit: apart,
+        fit: free,
         site: plenty,
         loads: |d, site| both(d, site, d.pause(1000) + 3000),
         act: |scene, d, marks| {
@@ -158,21 +173,21 @@ pub(super) const ALL: &[Scenario] = &[
             scene.site.nginx.container.signal(SIGKILL)?;
             scene.refused()
         },
-        made: &[],
+        made: &[502],
         truth: |_, r, started| truth::nginx_drain(&[GracePeriodExceeded])(r, started),
     },
     Scenario {
         name: "nginx-killed",
         cause: Some(ContainerKilled),
         sub_cause: None,
-        fit: apart,
+        fit: free,
         site: plenty,
         loads: |d, site| both(d, site, 4000),
         act: |scene, _, _| {
             scene.site.nginx.container.signal(SIGKILL)?;
             scene.refused()
         },
-        made: &[],
+        made: &[502],
         truth: |_, _, _| &[ContainerKilled],
     },
     Scenario {
@@ -208,6 +223,11 @@ pub(super) fn apart(d: &mut Draw) {
 /// php has a child for every slow request.
 pub(super) fn plenty(d: &Draw) -> SiteConf {
     d.site(d.slow + 4)
+}
+
+/// A `worker_shutdown_timeout` below 50 ms is another scenario.
+fn long_enough(d: &mut Draw) {
+    d.pause = d.pause.map(|ms| ms.max(60));
 }
 
 fn timeout(d: &Draw, mut site: SiteConf) -> SiteConf {

@@ -6,6 +6,7 @@ use crate::accuracy::scenario::{Known, Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
 use crate::load::Request;
+use crate::nginx::Upstream;
 use crate::scene::{Loads, Scene};
 use crate::site::{Site, SiteConf};
 use crate::truth;
@@ -90,8 +91,8 @@ pub(super) const ALL: &[Scenario] = &[
         truth: |k, r, started| match (k.draw.other, started) {
             (true, true) => &[FpmFastShutdown],
             (false, true) => &[],
-            (true, false) => gone(k, r, &[], &[FpmNotListening, FpmAcceptQueueDropped, FpmFastShutdown]),
-            (false, false) => gone(k, r, &[], &[FpmNotListening, FpmAcceptQueueDropped]),
+            (true, false) => cut(k, r, false, FpmFastShutdown),
+            (false, false) => gone(k, r, &[FpmAcceptQueueDropped], &[FpmNotListening, FpmAcceptQueueDropped]),
         },
     },
     Scenario {
@@ -138,18 +139,18 @@ fn queued(d: &Draw, site: &Site, ms: u64) -> Loads {
     Loads { slow: Some(slow(d, site, ms)), in_php: d.slow.div_ceil(2), ..Loads::default() }
 }
 
-/// To PID 1, as a runtime does it; under a supervisor to php-fpm itself, as an administrator does it. Marks when it is gone.
+/// Marks when it is gone.
 fn stop_server(scene: &Scene, d: &Draw, marks: &Marks, signal: Signal) -> Result<()> {
-    let site = &scene.site;
-    marks.set("signal");
-    if d.layout.together {
-        site.signal_php(signal)?
-    } else {
-        site.php_container().signal(signal)?
-    }
-    wait("the end of php-fpm", LIMIT, || site.php_master().is_none())?;
+    tell_php(scene, d, marks, signal)?;
+    wait("the end of php-fpm", LIMIT, || scene.site.php_master().is_none())?;
     marks.set("gone");
     Ok(())
+}
+
+/// To PID 1, as a runtime does it; under a supervisor to php-fpm itself, as an administrator does it.
+pub(super) fn tell_php(scene: &Scene, d: &Draw, marks: &Marks, signal: Signal) -> Result<()> {
+    marks.set("signal");
+    if d.layout.together { scene.site.signal_php(signal) } else { scene.site.php_container().signal(signal) }
 }
 
 /// Every connection has a request on its way when php-fpm is stopped.
@@ -178,12 +179,15 @@ fn cut(k: &Known, r: &Request, started: bool, by: Cause) -> &'static [Cause] {
     if started { begun } else { gone(k, r, queued, all) }
 }
 
-/// A request that no script began: it was with php-fpm at the signal, or came when there was none any more, or in between.
+/// A request that no script began: nginx wrote down whether it had a connection. Where it did not, the request was with
+/// php-fpm at the signal, or came when there was none any more, or in between.
 fn gone(k: &Known, r: &Request, queued: &'static [Cause], between: &'static [Cause]) -> &'static [Cause] {
     let after = k.marks.get("gone").zip(r.t_sent).is_some_and(|(gone, sent)| sent > gone);
-    match after {
-        true => &[FpmNotListening],
-        false if k.sent_before(r, "signal") && !queued.is_empty() => queued,
-        false => between,
+    match k.upstream.get(&r.id) {
+        Some(Upstream::Refused) => &[FpmNotListening],
+        Some(Upstream::Ended) => queued,
+        Some(Upstream::Full) | None if after => &[FpmNotListening],
+        Some(Upstream::Full) | None if k.sent_before(r, "signal") => queued,
+        Some(Upstream::Full) | None => between,
     }
 }
