@@ -49,6 +49,11 @@ fn the_proxy_goes_first() -> Result<()> {
 }
 
 #[test]
+fn a_proxy_that_is_stopped_alone() -> Result<()> {
+    live("proxy-stopped-alone", &[])
+}
+
+#[test]
 fn what_is_behind_the_proxy_goes_first() -> Result<()> {
     live("app-gone-first", &[])
 }

@@ -62,6 +62,8 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "catatonit", ["catatonit"]),
     tool!(Test, "runsvdir", ["runit"]),
     tool!(Test, "s6-svscan", ["s6"]),
+    // A proxy of a pod that is not nginx.
+    tool!(Test, "haproxy", ["haproxy"]),
 ];
 
 /// Debian's own compiler, with a `core` for BPF that is built already.

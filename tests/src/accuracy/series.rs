@@ -358,8 +358,12 @@ pub(super) fn eyes(dir: &Path) -> Result<[String; 4]> {
     Ok(["--unix-connect".into(), "syscalls".into(), "--pod-spec".into(), spec])
 }
 
+/// Of the pods: a hook that is mistyped, and one that waits, as two scenarios run them.
 fn pod_spec() -> String {
-    let hook = serde_json::json!({"preStop": {"exec": {"command": table::absent::HOOK}}});
-    let containers = serde_json::json!([{"name": "nginx", "lifecycle": hook}]);
+    let hook = |command: &[&str]| serde_json::json!({"preStop": {"exec": {"command": command}}});
+    let containers = serde_json::json!([
+        {"name": "nginx", "lifecycle": hook(&table::absent::HOOK)},
+        {"name": "app", "lifecycle": hook(&table::absent::WAITS)},
+    ]);
     serde_json::json!({"kind": "Pod", "metadata": {"name": "web"}, "spec": {"containers": containers}}).to_string()
 }

@@ -1,5 +1,6 @@
 //! Sequences made by hand, for what live runs seldom show: each is a way in which a careless rule would blame the wrong one.
 
+mod sidecar;
 mod stops;
 mod unix;
 mod who;
@@ -34,24 +35,6 @@ impl Node {
                 path: Some(format!("/kubepods/burstable/pod{pod}/{id_text}")),
             })
         };
-        let process = |t: &Task, exe: &str, argv: &str| {
-            Input::Process(ProcessFact {
-                at: 2,
-                key: t.key(),
-                ppid: t.ppid,
-                ns_pid: t.ns_pid,
-                pidns: t.pidns,
-                netns: t.netns,
-                uid: t.uid,
-                comm: t.comm.clone(),
-                exe: exe.into(),
-                argv: vec![argv.into()],
-                cgroup: t.cgroup,
-                cgroup_v1: 0,
-                sig_ign: 0,
-                sig_cgt: 0,
-            })
-        };
         let hook = |hook: &str| HookStatus { hook: hook.into(), state: HookState::Attached };
         let inputs = vec![
             Input::Started(Started {
@@ -70,8 +53,8 @@ impl Node {
             Input::Cgroup(CgroupFact { at: 1, id: 1, hierarchy: Hierarchy::V2, path: Some("/".into()) }),
             container(44, POD, 'a'),
             container(45, "99999999-2222-3333-4444-555555555555", 'b'),
-            process(&master(), "/usr/sbin/nginx", "nginx: master process nginx"),
-            process(&task(), "/usr/sbin/nginx", "nginx: worker process"),
+            Input::Process(fact(&master(), "/usr/sbin/nginx", "nginx: master process nginx")),
+            Input::Process(fact(&task(), "/usr/sbin/nginx", "nginx: worker process")),
             Input::Listener(ListenerFact {
                 at: 2,
                 netns: 7,
@@ -133,6 +116,32 @@ impl Node {
             })
             .collect()
     }
+}
+
+/// As a scan reads it: a title is one argument, else spaces part them.
+fn fact(t: &Task, exe: &str, argv: &str) -> ProcessFact {
+    ProcessFact {
+        at: 2,
+        key: t.key(),
+        ppid: t.ppid,
+        ns_pid: t.ns_pid,
+        pidns: t.pidns,
+        netns: t.netns,
+        uid: t.uid,
+        comm: t.comm.clone(),
+        exe: exe.into(),
+        argv: if argv.contains(": ") { vec![argv.into()] } else { argv.split(' ').map(str::to_owned).collect() },
+        cgroup: t.cgroup,
+        cgroup_v1: 0,
+        sig_ign: 0,
+        sig_cgt: 0,
+    }
+}
+
+/// Known from the scan, with the others.
+fn known(node: &mut Node, t: &Task, exe: &str, argv: &str) {
+    let ready = node.inputs.iter().position(|i| matches!(i, Input::Ready { .. })).unwrap();
+    node.inputs.insert(ready, Input::Process(fact(t, exe, argv)));
 }
 
 fn host() -> Task {

@@ -17,6 +17,8 @@ pub use super::sender::{Sender, sender_kind, sender_text, trigger};
 const LINKS_MAX: usize = 16;
 /// The rule of a link that is told beside the explanation: nothing follows from it.
 pub const BESIDE_FAILED_COMMAND: &str = "beside-failed-command";
+/// Likewise: what shows that the whole pod is being stopped.
+pub const BESIDE_POD_STOP: &str = "beside-the-stop-of-the-pod";
 
 /// A link before its times are written out.
 #[derive(Clone, Debug)]
@@ -173,6 +175,21 @@ impl Chain {
         self.push(upstream.event, upstream.at, "tcp-close", "a-proxy-of-this-server", process, text);
     }
 
+    /// The requesting end of the connection went with its process.
+    pub fn requester_ended(&mut self, event: EventId, at: BootNs, task: &Task, view: &View) {
+        let text = format!("{} had the other end of this connection, and closed it by exiting", describe(task, view));
+        self.push(event, at, "tcp-close", "a-proxy-of-this-server", Some(process_ref(task, view)), text);
+    }
+
+    /// A preStop hook that was running: the pod is being stopped, and its container's stop signal waits.
+    pub fn hook(&mut self, command: &Process, exec: ExecRef, view: &View) {
+        let text = format!(
+            "`{}`, the preStop hook of the server behind it, was running: its container had not been told yet",
+            sender::command_line(command)
+        );
+        self.push(exec.event, exec.at, "exec", BESIDE_POD_STOP, Some(process_ref_of(command, view)), text);
+    }
+
     fn push(
         &mut self,
         event: EventId,
@@ -187,7 +204,10 @@ impl Chain {
 
     pub fn finish(self, view: &View) -> Vec<Link> {
         // Nothing follows from what is told beside the explanation.
-        let follows = |l: &Proto| (l.rule != BESIDE_FAILED_COMMAND).then(|| l.event.to_string());
+        let follows = |l: &Proto| {
+            let beside = [BESIDE_FAILED_COMMAND, BESIDE_POD_STOP].contains(&l.rule);
+            (!beside).then(|| l.event.to_string())
+        };
         let because: Vec<_> = self.links.iter().skip(1).map(follows).chain([None]).collect();
         let lost_at = self.lost_at;
         self.links

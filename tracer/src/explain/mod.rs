@@ -96,6 +96,7 @@ const RULES: &[Rule] = &[
     restart::restarting,
     prestop::failed,
     sidecar::gone_first,
+    sidecar::requester_gone,
     killed::killed,
     supervisor::stop_order,
     requester::gave_up,

@@ -180,6 +180,21 @@ fn a_proxy_goes_first_by_its_connection_only() {
     assert_eq!(first(&run(inputs.iter().filter(|i| !upstream(i)))), 0);
     let without_cgroups = inputs.iter().filter(|i| !matches!(i, Input::Cgroup(_)));
     assert_eq!(first(&run(without_cgroups)), 0, "two containers of one pod, or nothing");
+    // What shows that the whole pod is stopped: the hook of the server behind.
+    for file in ["sidecar-gone-first.rec", "haproxy-gone-first.rec"] {
+        let inputs = recording(file);
+        assert!(first(&run(&inputs)) > 0);
+        let hook = |i: &&Input| match i {
+            Input::Event(e) => {
+                matches!(&e.kind, why502::model::EventKind::Execed(x) if x.argv == ["/bin/sleep", "600"])
+            }
+            _ => false,
+        };
+        assert!(inputs.iter().any(|i| hook(&i)));
+        assert_eq!(first(&run(inputs.iter().filter(|i| !hook(i)))), 0, "the proxy alone");
+        let without_spec = inputs.iter().filter(|i| !matches!(i, Input::Spec(_)));
+        assert_eq!(first(&run(without_spec)), 0, "a sleep is no hook by itself");
+    }
 }
 
 /// nginx and php-fpm die in one moment: each request is told once, at nginx, and only because that died as well.

@@ -9,16 +9,20 @@ use crate::load::Outcome::{ConnectReset, Refused};
 use crate::load::Request;
 use crate::nginx::Listen;
 use crate::pod::Pid1;
-use crate::scene::{Loads, Scene};
-use crate::site::Site;
+use crate::scene::{Loads, Scene, pass};
+use crate::site::{Site, SiteConf};
+use crate::truth;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::{SIGABRT, SIGSEGV, SIGTERM};
 use why502::model::incident::Cause::{
-    self, FpmNotListening, NginxNotListening, PrestopFailed, SidecarGoneFirst, Unexplained,
+    self, FpmNotListening, NginxFastShutdown, NginxNotListening, PrestopFailed, SidecarGoneFirst, Unexplained,
 };
 
 /// The mistyped hook of every pod spec that the tracer of a series is given: `sh` knows no such option.
 pub(in crate::accuracy) const HOOK: [&str; 3] = ["/bin/sh", "-SIGQUIT", "1"];
+
+/// The hook of the server behind a proxy: longer than anybody waits for its end here.
+pub(in crate::accuracy) const WAITS: [&str; 2] = ["/bin/sleep", "600"];
 
 /// So many answers of 502 after the crash.
 const LATER: u64 = 24;
@@ -83,28 +87,51 @@ pub(super) const ALL: &[Scenario] = &[
         name: "sidecar-gone-first",
         cause: Some(SidecarGoneFirst),
         sub_cause: None,
-        fit: |d| {
-            apart(d);
-            // What the proxy asks for; it takes both families itself, on port 80.
-            d.layout.listen = Listen::V4;
-            d.port = if d.port == 80 { 8080 } else { d.port };
-        },
-        site: |d| {
-            let mut site = plenty(d);
-            site.sidecar = true;
-            site
-        },
+        fit: behind_a_proxy,
+        site: |d| SiteConf { sidecar: true, ..plenty(d) },
         loads: |d, site| both(d, site, 4000),
+        // The pod is stopped: the server behind has a hook that waits, the proxy has none.
         act: |scene, _, marks| {
-            marks.set("signal");
-            let sidecar = scene.site.sidecar.as_ref().context("this site has no sidecar")?;
-            sidecar.container.signal(SIGTERM)?;
-            scene.refused()
+            let hook = scene.site.nginx.container.exec(&WAITS)?;
+            stop_proxy(scene, marks)?;
+            scene.refused()?;
+            // Who is told within a second was not made to wait.
+            pass(1500)?;
+            drop(hook);
+            scene.site.nginx.container.signal(SIGTERM)
         },
         made: &[],
         truth: |_, _, _| &[SidecarGoneFirst],
     },
+    // Nothing else of the pod is stopped: that is not about an order.
+    Scenario {
+        name: "proxy-stopped-alone",
+        cause: Some(NginxFastShutdown),
+        sub_cause: None,
+        fit: behind_a_proxy,
+        site: |d| SiteConf { sidecar: true, ..plenty(d) },
+        loads: |d, site| both(d, site, 4000),
+        act: |scene, _, marks| {
+            stop_proxy(scene, marks)?;
+            scene.refused()
+        },
+        made: &[],
+        truth: |_, r, started| truth::nginx_stop(true)(r, started),
+    },
 ];
+
+/// What the proxy asks for; it takes both families itself, on port 80.
+pub(super) fn behind_a_proxy(d: &mut Draw) {
+    apart(d);
+    d.layout.listen = Listen::V4;
+    d.port = if d.port == 80 { 8080 } else { d.port };
+}
+
+fn stop_proxy(scene: &Scene, marks: &Marks) -> Result<()> {
+    marks.set("signal");
+    let sidecar = scene.site.sidecar.as_ref().context("this site has no sidecar")?;
+    sidecar.container.signal(SIGTERM)
+}
 
 /// Half of the slow requests wait for a child.
 pub(super) fn crash_loads(d: &Draw, site: &Site) -> Loads {

@@ -1,7 +1,7 @@
 //! Servers that end by a fault of their own, or are started again in their pod; and what looks like a failed hook or a proxy
 //! that went first, and is neither.
 
-use super::absent::{crash_loads, crash_truth};
+use super::absent::{behind_a_proxy, crash_loads, crash_truth};
 use super::loads::{both, fast};
 use super::nginx::{apart, free, plenty, stop};
 use crate::accuracy::scenario::{Known, Marks, Scenario};
@@ -9,9 +9,10 @@ use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
 use crate::load::Outcome::{HttpError, Refused};
 use crate::load::{Load, Request};
-use crate::nginx::{Listen, Nginx};
+use crate::nginx::Nginx;
 use crate::pod;
 use crate::scene::{Loads, Scene};
+use crate::site::SiteConf;
 use crate::truth;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::{SIGIO, SIGQUIT, SIGTERM, SIGUSR2};
@@ -124,17 +125,8 @@ pub(super) const ALL: &[Scenario] = &[
         name: "app-gone-first",
         cause: Some(NginxFastShutdown),
         sub_cause: None,
-        fit: |d| {
-            apart(d);
-            // What the proxy asks for; it takes both families itself, on port 80.
-            d.layout.listen = Listen::V4;
-            d.port = if d.port == 80 { 8080 } else { d.port };
-        },
-        site: |d| {
-            let mut site = plenty(d);
-            site.sidecar = true;
-            site
-        },
+        fit: behind_a_proxy,
+        site: |d| SiteConf { sidecar: true, ..plenty(d) },
         loads: |d, site| both(d, site, 4000),
         act: |scene, d, marks| {
             let before = scene.count(|p| &p.errors);

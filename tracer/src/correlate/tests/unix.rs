@@ -1,9 +1,9 @@
 //! php-fpm on a unix socket, by hand.
 
-use super::{Node, POD, S, causes, exiting, host, master, task};
+use super::{Node, POD, S, causes, exiting, fact, host, master, task};
 use crate::model::event::{EventKind, Execed, SI_KERNEL, SigInfo, SignalGenerated, Task, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
-use crate::model::input::{CgroupFact, Hierarchy, ProcessFact, UnixListenerFact};
+use crate::model::input::{CgroupFact, Hierarchy, UnixListenerFact};
 use crate::model::{Cause, Incident, Input, Level};
 
 const PATH: &str = "/run/php.sock";
@@ -49,22 +49,7 @@ fn pod(scanned: bool) -> Node {
 }
 
 fn process(t: &Task, exe: &str) -> Input {
-    Input::Process(ProcessFact {
-        at: 3,
-        key: t.key(),
-        ppid: t.ppid,
-        ns_pid: t.ns_pid,
-        pidns: t.pidns,
-        netns: t.netns,
-        uid: 0,
-        comm: t.comm.clone(),
-        exe: exe.into(),
-        argv: Vec::new(),
-        cgroup: t.cgroup,
-        cgroup_v1: 0,
-        sig_ign: 0,
-        sig_cgt: 0,
-    })
+    Input::Process(fact(t, exe, &t.comm))
 }
 
 fn listens(path: &str, holders: &[Task]) -> Input {

@@ -1,9 +1,9 @@
 //! Who sent the signal, and what was under way when why502 started: by hand.
 
-use super::{Node, POD, READY, S, causes, exiting, host, master, syn_refused, task};
+use super::{Node, POD, READY, S, causes, exiting, host, known, master, syn_refused, task};
 use crate::correlate::answer::tests::state;
 use crate::model::event::{EventKind, Execed, SI_KERNEL, SigInfo, SignalGenerated, Task, TcpState, tcp};
-use crate::model::input::{CgroupFact, Hierarchy, ListenerFact, ProcessFact};
+use crate::model::input::{CgroupFact, Hierarchy, ListenerFact};
 use crate::model::{Cause, Incident, Input, Level, Trigger};
 
 const MS: u64 = 1_000_000;
@@ -19,33 +19,6 @@ fn below() -> Task {
 
 fn runc() -> Task {
     Task { tgid: 700, pid: 700, ns_pid: 700, start_ns: 190 * S, comm: "runc".into(), ..host() }
-}
-
-fn fact(t: &Task, exe: &str, argv: &str) -> ProcessFact {
-    ProcessFact {
-        at: 3,
-        key: t.key(),
-        ppid: t.ppid,
-        ns_pid: t.ns_pid,
-        pidns: t.pidns,
-        netns: t.netns,
-        uid: 0,
-        comm: t.comm.clone(),
-        exe: exe.into(),
-        // A title is one argument.
-        argv: if argv.contains(": ") { vec![argv.into()] } else { argv.split(' ').map(str::to_owned).collect() },
-        cgroup: t.cgroup,
-        cgroup_v1: 0,
-        sig_ign: 0,
-        sig_cgt: 0,
-    }
-}
-
-fn known(node: &mut Node, t: &Task, exe: &str, argv: &str) {
-    let fact = Input::Process(fact(t, exe, argv));
-    // With the others of the scan.
-    let ready = node.inputs.iter().position(|i| matches!(i, Input::Ready { .. })).unwrap();
-    node.inputs.insert(ready, fact);
 }
 
 fn sent(node: &mut Node, at: u64, from: Task, signal: u32, to: Task) {
