@@ -4,7 +4,7 @@ use super::server::Server;
 use super::{Finding, View, advice};
 use crate::correlate::answer::Closer;
 use crate::correlate::detect::tls_port;
-use crate::correlate::lost::{Conn, Evidence, Lost};
+use crate::correlate::lost::{Conn, Evidence, Lost, RefusedAt};
 use crate::identity::{ContainerInfo, Place};
 use crate::model::event::BootNs;
 use crate::model::incident::{
@@ -84,8 +84,7 @@ pub fn assemble(
         },
         age_ms: lost.age_ms,
         stop: stop.map(str::to_string),
-        // nginx and what it reaches by a unix socket share a volume, and so a pod.
-        pod: container.or_else(|| unix_requester(lost, view)).and_then(pod_of),
+        pod: container.or_else(|| neighbour(lost, view)).and_then(pod_of),
         container: container.map(container_of),
         summary: finding.summary,
         chain: finding.chain.finish(view),
@@ -104,6 +103,19 @@ fn unix_requester<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo>
         _ => return None,
     };
     view.table.container_of_cgroup(cgroup.0, cgroup.1)
+}
+
+/// The container of an nginx that could not connect, when what it asked for is of its own pod: what it reaches by a unix
+/// socket shares a volume with it, what it reaches by the loopback its network.
+fn neighbour<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo> {
+    let Evidence::Refused { seen: RefusedAt::Requester(s), .. } = &lost.evidence else {
+        return unix_requester(lost, view);
+    };
+    let own = s.tuple.remote_ip.to_canonical().is_loopback() && view.started?.host_netns != s.tuple.netns;
+    match view.table.place(&s.task) {
+        Place::Container(c) if own => Some(c),
+        _ => None,
+    }
 }
 
 /// The container of whoever closed; of the socket where nobody did.

@@ -34,8 +34,10 @@ struct Known {
 struct Index {
     known: BTreeMap<u64, Known>,
     gone: BTreeSet<u64>,
-    /// Asked for between two walks.
+    /// Asked for between two walks, or missed by one.
     waiting: BTreeSet<u64>,
+    /// One walk did not find them. It is not atomic: what appears or moves in the tree meanwhile may be passed over.
+    missed: BTreeSet<u64>,
     walked_at: Option<BootNs>,
 }
 
@@ -57,8 +59,8 @@ impl Resolver {
         &self.trees
     }
 
-    /// Where `id` is, at `at` (now). `path: None`: it is gone, or it came up less than 50 ms after the last walk; the
-    /// latter is looked for again by [`Resolver::due`].
+    /// Where `id` is, at `at` (now). `path: None`: it is gone, or it came up less than 50 ms after the last walk, or that
+    /// walk did not find it; the latter two are looked for again by [`Resolver::due`].
     pub fn resolve(&mut self, id: u64, hierarchy: Hierarchy, at: BootNs) -> CgroupFact {
         self.try_resolve(id, hierarchy, at).unwrap_or(CgroupFact { at, id, hierarchy, path: None })
     }
@@ -79,14 +81,8 @@ impl Resolver {
             return None;
         }
         self.walk(hierarchy, at);
-        let index = self.index_mut(hierarchy);
-        index.waiting.remove(&id);
-        if let Some(known) = index.known.get(&id) {
-            return Some(fact(Some(&known.path)));
-        }
-        index.gone.insert(id);
-        bound(&mut index.gone);
-        Some(fact(None))
+        self.index_mut(hierarchy).waiting.remove(&id);
+        self.try_resolve_walked(id, hierarchy, at)
     }
 
     /// Answers what had to wait, once the next walk is allowed. To be called on a timer.
@@ -104,9 +100,17 @@ impl Resolver {
         facts
     }
 
+    /// Right after a walk. What two walks did not find is gone.
     fn try_resolve_walked(&mut self, id: u64, hierarchy: Hierarchy, at: BootNs) -> Option<CgroupFact> {
         let index = self.index_mut(hierarchy);
         let path = index.known.get(&id).map(|k| k.path.clone());
+        if path.is_none() && index.missed.insert(id) {
+            bound(&mut index.missed);
+            index.waiting.insert(id);
+            bound(&mut index.waiting);
+            return None;
+        }
+        index.missed.remove(&id);
         if path.is_none() {
             index.gone.insert(id);
             bound(&mut index.gone);

@@ -112,13 +112,27 @@ fn unknown_ids_wait_for_the_next_walk() {
     assert_eq!(r.resolve(id, Hierarchy::V2, 1049 * MS).path, None, "not now");
     assert_eq!(r.due(1049 * MS), []);
     let due = r.due(1050 * MS);
-    assert_eq!(due.len(), 1);
-    assert_eq!((due[0].id, due[0].path.as_deref(), due[0].at), (id, Some("/new"), 1050 * MS));
+    let of = |id| due.iter().find(|f| f.id == id).map(|f| (f.path.as_deref(), f.at));
+    assert_eq!((of(id), of(nobody), due.len()), (Some((Some("/new"), 1050 * MS)), Some((None, 1050 * MS)), 2));
     assert_eq!(r.due(2000 * MS), []);
     assert_eq!(r.resolve(id, Hierarchy::V2, 1050 * MS).path.as_deref(), Some("/new"));
     // Gone is remembered: no walk, so what appears under that id later stays unseen until somebody else causes one.
     assert_eq!(r.resolve(nobody, Hierarchy::V2, 5000 * MS).path, None);
     assert_eq!(r.v2.walked_at, Some(1050 * MS));
+}
+
+#[test]
+fn what_one_walk_did_not_find_is_looked_for_once_more() {
+    let root = Root::hybrid();
+    let mut r = root.resolver();
+    let id = root.v2("/late");
+    // As if the walk had passed it by.
+    let (here, aside) = (root.path("sys/fs/cgroup/unified/late"), root.path("aside"));
+    fs::rename(&here, &aside).unwrap();
+    assert_eq!(r.try_resolve(id, Hierarchy::V2, 1000 * MS), None);
+    fs::rename(&aside, &here).unwrap();
+    let due = r.due(1050 * MS);
+    assert_eq!(due.iter().map(|f| (f.id, f.path.as_deref())).collect::<Vec<_>>(), [(id, Some("/late"))]);
 }
 
 #[test]
