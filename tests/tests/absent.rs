@@ -1,15 +1,18 @@
-//! A server that is not there yet: nginx takes requests on before its php-fpm listens. And what asks for closed ports without
+//! A server that is not there yet: nginx takes requests on before its php-fpm listens, or is started again. And what asks for closed ports without
 //! being a request.
 //!
 //! `RUNS=20` for the full figure; `RECORDINGS=DIR` keeps what was recorded of each run.
 
 use anyhow::{Result, ensure};
+use nix::sys::signal::Signal::SIGTERM;
 use std::time::Duration;
-use why502::model::incident::Cause;
+use why502::model::incident::{Cause, Incident, Level, Mechanism};
 use why502_tests::guard::{self, wait};
 use why502_tests::load::{Load, LoadConf, Progress};
+use why502_tests::nginx::{Nginx, NginxConf};
 use why502_tests::php::{Fpm, FpmConf};
-use why502_tests::scene::{LIMIT, Loads, Scene, Watch};
+use why502_tests::scene::{LIMIT, Loads, Scene, Watch, pass};
+use why502_tests::schema;
 use why502_tests::site::{Site, SiteConf};
 use why502_tests::tracer::claims;
 
@@ -55,6 +58,83 @@ fn php_fpm_comes_later() -> Result<()> {
         let wrong: Vec<_> = others.filter(|i| i.sub_cause.as_deref() != Some("not-started")).collect();
         ensure!(wrong.is_empty(), "another sub-cause: {wrong:#?}");
     }
+    Ok(())
+}
+
+/// A pod whose nginx is stopped on a signal, under connections that are refused from then on; `act` does it.
+fn refused_after(act: impl FnOnce(&Scene) -> Result<()>) -> Result<Vec<Incident>> {
+    let fpm = Some(FpmConf::default());
+    let site = Site::start(&SiteConf { fpm, ..SiteConf::default() })?;
+    let watch = Watch::of(&site)?;
+    let mut load = LoadConf::new(site.pod_addr(false), "/static");
+    (load.connections, load.keep_alive, load.refused_pause) = (2, false, Duration::from_millis(20));
+    load.think = Duration::from_millis(5);
+    let scene = Scene::start(site, &Loads { fast: Some(load), answered: 50, ..Loads::default() })?;
+    act(&scene)?;
+    let over = scene.end()?;
+    watch.tracer.wait_for(over.lost(&[]), &over.site)?;
+    let said = watch.tracer.stop()?;
+    schema::check(&said)?;
+    let refused = |i: &Incident| over.site.owns(i.server.ip, i.server.netns) && i.mechanism == Mechanism::Refused;
+    Ok(said.incidents.into_iter().filter(refused).collect())
+}
+
+fn refused_more(scene: &Scene, n: u64) -> Result<()> {
+    let refused = || scene.count(|p| &p.refused);
+    let until = refused() + n;
+    wait("refused attempts", LIMIT, || refused() >= until)
+}
+
+/// As long as nothing shows whether a pod goes or stays, nothing is certain; and what was final stays true.
+#[test]
+fn a_restart_that_begins_late() -> Result<()> {
+    if let Some(why) = guard::why_not_traced() {
+        println!("a late restart: skipped: {why}");
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let told = refused_after(|scene| {
+        let site = &scene.site;
+        site.nginx.container.signal(SIGTERM)?;
+        refused_more(scene, 5)?;
+        // Verdicts of these are final by then.
+        pass(1500)?;
+        let before = scene.count(|p| &p.answered);
+        let _again = Nginx::start(&site.pod, &site.dir, &site.dir.join("www"), &NginxConf::default())?;
+        wait("answers of the new one", LIMIT, || scene.count(|p| &p.answered) >= before + 50)?;
+        scene.fast.iter().for_each(Load::move_away);
+        wait("the end of the load", LIMIT, || scene.fast.iter().all(Load::finished))
+    })?;
+    let (early, late): (Vec<_>, Vec<_>) = told.iter().partition(|i| i.cause == Cause::EndpointRace);
+    println!("a late restart: {} told as endpoint-race, {} as restarting", early.len(), late.len());
+    ensure!(!early.is_empty() && !late.is_empty(), "the scenario did not happen: {told:#?}");
+    for i in early {
+        let missing = i.missing.iter().any(|m| m.fact == "pod-stop");
+        ensure!(missing && i.confidence.level == Level::Likely, "{i:#?}");
+    }
+    for i in late {
+        let restarting = i.cause == Cause::NginxNotListening && i.sub_cause.as_deref() == Some("restarting");
+        ensure!(restarting, "{i:#?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_whole_pod_that_is_stopped() -> Result<()> {
+    if let Some(why) = guard::why_not_traced() {
+        println!("a whole pod: skipped: {why}");
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let told = refused_after(|scene| {
+        scene.site.nginx.container.signal(SIGTERM)?;
+        scene.site.php_container().signal(SIGTERM)?;
+        refused_more(scene, 5)
+    })?;
+    println!("a whole pod: {} told", told.len());
+    let race = |i: &Incident| i.cause == Cause::EndpointRace && i.confidence.level == Level::Certain;
+    let shown = |i: &Incident| i.chain.iter().any(|l| l.rule == "beside-the-stop-of-the-pod");
+    ensure!(!told.is_empty() && told.iter().all(|i| race(i) && shown(i)), "{told:#?}");
     Ok(())
 }
 

@@ -14,6 +14,7 @@ mod incident;
 mod keepalive;
 mod killed;
 mod nginx;
+mod pod;
 mod precedence;
 mod prestop;
 mod requester;

@@ -8,7 +8,7 @@ use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, killed};
+use super::{Finding, View, killed, restart};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
@@ -219,7 +219,7 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         confidence.cap(0.6, "it came more than a minute after the listener had closed");
     }
     let ms = lost.at.saturating_sub(closed.at) / 1_000_000;
-    Some(Finding {
+    let mut finding = Finding {
         cause: Cause::EndpointRace,
         sub_cause: None,
         trigger: chain::trigger(signal, view),
@@ -230,7 +230,9 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         chain,
         confidence,
         missing: Vec::new(),
-    })
+    };
+    restart::not_excluded(&mut finding, server, signal, view);
+    Some(finding)
 }
 
 /// Connections that nginx had not accepted when it closed its listener: reset from the queue, or lost in the handshake.

@@ -3,12 +3,12 @@
 use super::chain;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View};
-use crate::correlate::history::sig;
+use super::{Finding, View, pod};
+use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::{ExecRef, Process, Role};
 use crate::model::event::{BootNs, ProcKey};
-use crate::model::incident::Cause;
+use crate::model::incident::{Cause, Missing};
 
 /// Refused after a stop signal had closed the listener, and another nginx has been started in its place by now.
 pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
@@ -41,6 +41,22 @@ pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
         confidence,
         missing: Vec::new(),
     })
+}
+
+/// A restart that has not begun yet looks like the end of a pod: unless another container of the pod was told to stop as
+/// well, an `endpoint-race` says so.
+pub fn not_excluded(finding: &mut Finding, server: &Server, signal: &Signal, view: &View) {
+    let other = server.master.and_then(|master| pod::stopped(&master, signal.at, view));
+    if let Some(other) = other {
+        return finding.chain.signal(other, chain::BESIDE_POD_STOP, view);
+    }
+    finding.confidence.cap(0.9, "a restart of nginx in its pod looks the same until it begins");
+    finding.missing.push(Missing {
+        fact: "pod-stop".into(),
+        effect:
+            "nothing shows that the whole pod is being stopped: if nginx was only started again, nobody was to be told"
+                .into(),
+    });
 }
 
 struct Next<'v> {

@@ -4,8 +4,9 @@
 //! server, and the pod as a whole is being stopped. A proxy that is stopped alone is a restart of it. The server is an nginx;
 //! php-fpm is not "behind a proxy": that nginx ends before it is right.
 
-use super::chain::{self, Chain, Sender};
+use super::chain::{self, Chain};
 use super::confidence::Confidence;
+use super::pod::{self, APART_NS};
 use super::prestop;
 use super::server::{Kind, Server};
 use super::{Finding, View, requester};
@@ -17,8 +18,6 @@ use crate::identity::{ExecRef, Process, ServerKind};
 use crate::model::event::{BootNs, ProcKey, Task};
 use crate::model::incident::Cause;
 
-/// All containers of a pod without hooks are told at once: who comes later than that had a hook, or was waited for.
-const APART_NS: u64 = 1_000_000_000;
 /// One stop of a pod takes no longer.
 const LONGEST_GRACE_NS: u64 = 600_000_000_000;
 
@@ -131,19 +130,12 @@ impl<'v> PodStop<'v> {
         if told || process.exited.is_some_and(|e| e.at <= lost_at) {
             return None;
         }
-        let (here, there) = (view.table.container_of(proxy)?, view.table.container_of(app)?);
-        let pod = here.container.pod_uid.as_ref()?;
-        if here.container.id == there.container.id || there.container.pod_uid.as_ref() != Some(pod) {
-            return None;
-        }
-        let (mut tells, mut hook) = (Vec::new(), None);
-        for p in view.table.processes() {
-            let Some(c) = view.table.container_of(&p.key) else { continue };
-            if c.container.pod_uid.as_ref() != Some(pod) || c.container.id == here.container.id {
-                continue;
-            }
-            let behind = c.container.id == there.container.id;
-            for s in view.history.signals_to(&p.key).iter().filter(|s| from_outside(s, view)) {
+        let there = &view.table.container_of(app)?.container.id;
+        let (mut tells, mut hook, mut one_pod) = (Vec::new(), None, false);
+        for (p, c) in pod::others(proxy, view) {
+            let behind = c.container.id == *there;
+            one_pod |= behind;
+            for s in pod::told(&p.key, view) {
                 let gap = s.at.abs_diff(asked.at);
                 match behind {
                     true if s.at <= lost_at || gap < APART_NS => return None,
@@ -156,15 +148,12 @@ impl<'v> PodStop<'v> {
                 hook = hook.or(running_hook(p, asked.at, lost_at, view));
             }
         }
+        if !one_pod {
+            return None;
+        }
         let told = tells.into_iter().min_by_key(|s| (s.at, s.event)).map(Shown::Told);
         Some(PodStop { app: process, shown: hook.map(|(p, exec)| Shown::Hook(p, exec)).or(told)? })
     }
-}
-
-/// A stop signal that a runtime, or somebody on the host, sent to a container.
-fn from_outside(s: &Signal, view: &View) -> bool {
-    let sender = || matches!(chain::sender_kind(s, view), Sender::Runtime | Sender::Host);
-    sig::asks_to_stop(s.what.signal) && !s.by_kernel() && sender()
 }
 
 /// This process is a preStop hook that a pod spec names, and had not ended when the request was lost.
