@@ -1,4 +1,5 @@
-//! The server was not there, and nobody had asked it to end: it crashed, or ended by itself.
+//! The server was not there, and nobody had asked it to end: it crashed, or ended by itself. Requests that it worked on go
+//! with it when PID 1 of its container does: the kernel kills the rest.
 
 use super::chain::{self, Chain};
 use super::confidence::Confidence;
@@ -72,44 +73,20 @@ pub fn crashed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
         return None;
     }
     let gone = Gone::of(lost, server, view)?;
-    let end = end(&gone, server, view)?;
-    let code = end.first.code & 0x7f;
+    let end = end(&gone.exited()?, gone.at(), server, view)?;
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
     if let Gone::Closed(closed) = &gone {
         chain.listener_closed(closed, &lost.address(), view);
     }
-    if let Some(last) = end.last {
-        chain.exit(last, "sockets-are-closed-by-exit", view);
-    }
-    if let Some(zap) = end.zap {
-        chain.signal(zap, "the-rest-dies-with-pid-1", view);
-    }
-    if let Some(pid1) = end.pid1 {
-        chain.exit(pid1, "pid-1-follows-its-child", view);
-    }
-    chain.exit(end.first, "ended-without-being-asked", view);
-    let mut confidence = Confidence::of(0.97);
-    match end.signal {
-        Some(signal) => chain.signal(signal, "killed-by-this-signal", view),
-        None if code != 0 => confidence.cap(0.8, "the signal that killed it was not seen"),
-        None => confidence.cap(0.9, "that nobody asked it to end is known only from not having seen it"),
-    }
+    let confidence = end.link(&mut chain, view);
     let name = server.name();
     let ms = lost.at.saturating_sub(end.first.at) / 1_000_000;
-    let how = match (code, end.first.code >> 8 & 0xff) {
-        (0, 0) => "had ended by itself".to_string(),
-        (0, status) => format!("had exited with status {status}"),
-        (s, _) => format!("had been ended by {}", sig::name(s)),
-    };
+    let how = end.how();
     Some(Finding {
         cause: if server.kind == Kind::Nginx { Cause::NginxNotListening } else { Cause::FpmNotListening },
-        sub_cause: Some(if end.first.code == 0 { "exited" } else { "crashed" }),
-        trigger: match end.signal {
-            Some(s) if !s.by_kernel() && !s.to_itself() => chain::trigger(s, view),
-            _ if end.first.code == 0 => Trigger::Unknown,
-            _ => Trigger::Crash,
-        },
+        sub_cause: Some(end.sub_cause()),
+        trigger: end.trigger(view),
         summary: format!("{name} {how} {:.1} s before, and nobody listened", ms as f64 / 1000.0),
         chain,
         confidence,
@@ -117,15 +94,86 @@ pub fn crashed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     })
 }
 
-fn end<'v>(gone: &Gone, server: &Server, view: &'v View) -> Option<End<'v>> {
-    let until = gone.at();
+/// Cut because the server's PID 1 had ended by itself, and the kernel killed the rest with it.
+pub fn cut_by_crash(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    let cut = lost.cut_in_flight() || lost.late_data();
+    if !matches!(server.kind, Kind::Nginx | Kind::PhpFpm) || !cut || !server.exiting {
+        return None;
+    }
+    // One that dies alone is another story: its master lives on.
+    let end = end(&server.process?, lost.at, server, view).filter(|end| end.zap.is_some())?;
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    let confidence = end.link(&mut chain, view);
+    let (name, first) = (server.name(), end.first.task.key());
+    let who = match Some(first) == server.master {
+        true => format!("{name}'s master"),
+        false => format!("PID 1 of {name}'s container ({})", end.first.task.comm),
+    };
+    let how = end.how();
+    Some(Finding {
+        cause: Cause::Pid1ExitedFirst,
+        sub_cause: Some(end.sub_cause()),
+        trigger: end.trigger(view),
+        summary: format!("{who} {how}, nobody had asked it to, and the kernel killed the rest: this request was cut"),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}
+
+impl End<'_> {
+    fn sub_cause(&self) -> &'static str {
+        if self.first.code == 0 { "exited" } else { "crashed" }
+    }
+
+    fn trigger(&self, view: &View) -> Trigger {
+        match self.signal {
+            Some(s) if !s.by_kernel() && !s.to_itself() => chain::trigger(s, view),
+            _ if self.first.code == 0 => Trigger::Unknown,
+            _ => Trigger::Crash,
+        }
+    }
+
+    /// As half a sentence.
+    fn how(&self) -> String {
+        match (self.first.code & 0x7f, self.first.code >> 8 & 0xff) {
+            (0, 0) => "had ended by itself".to_string(),
+            (0, status) => format!("had exited with status {status}"),
+            (s, _) => format!("had been ended by {}", sig::name(s)),
+        }
+    }
+
+    /// The links back to what began it, and what they are worth.
+    fn link(&self, chain: &mut Chain, view: &View) -> Confidence {
+        if let Some(last) = self.last {
+            chain.exit(last, "sockets-are-closed-by-exit", view);
+        }
+        if let Some(zap) = self.zap {
+            chain.signal(zap, "the-rest-dies-with-pid-1", view);
+        }
+        if let Some(pid1) = self.pid1 {
+            chain.exit(pid1, "pid-1-follows-its-child", view);
+        }
+        chain.exit(self.first, "ended-without-being-asked", view);
+        let mut confidence = Confidence::of(0.97);
+        match self.signal {
+            Some(signal) => chain.signal(signal, "killed-by-this-signal", view),
+            None if self.first.code & 0x7f != 0 => confidence.cap(0.8, "the signal that killed it was not seen"),
+            None => confidence.cap(0.9, "that nobody asked it to end is known only from not having seen it"),
+        }
+        confidence
+    }
+}
+
+/// `holder`: whose exit closed the sockets.
+fn end<'v>(holder: &ProcKey, until: BootNs, server: &Server, view: &'v View) -> Option<End<'v>> {
     let exit = |key: &ProcKey| view.history.exit_of(key).filter(|e| e.at <= until);
-    let holder = gone.exited()?;
-    let last = exit(&holder)?;
+    let last = exit(holder)?;
     // Killed by the kernel because its PID 1 had died, or the one that began it.
-    let kill = killed::last_kill(&holder, last.at, view).filter(|k| k.by_kernel() && last.code & 0x7f == sig::KILL);
+    let kill = killed::last_kill(holder, last.at, view).filter(|k| k.by_kernel() && last.code & 0x7f == sig::KILL);
     let (zap, root) = match kill {
-        Some(kill) => (Some(kill), exit(&killed::zap_of(&holder, kill)?)?),
+        Some(kill) => (Some(kill), exit(&killed::zap_of(holder, kill)?)?),
         None => (None, last),
     };
     let master = server.master?;

@@ -93,6 +93,7 @@ const RULES: &[Rule] = &[
     unix::queue_full_while_stopping,
     unix::nobody_listens,
     absent::crashed,
+    absent::cut_by_crash,
     absent::not_started,
     restart::restarting,
     prestop::failed,

@@ -15,7 +15,7 @@ use crate::truth;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::{SIGABRT, SIGSEGV, SIGTERM};
 use why502::model::incident::Cause::{
-    self, FpmNotListening, NginxFastShutdown, NginxNotListening, PrestopFailed, SidecarGoneFirst, Unexplained,
+    self, FpmNotListening, NginxFastShutdown, NginxNotListening, Pid1ExitedFirst, PrestopFailed, SidecarGoneFirst,
 };
 
 /// The mistyped hook of every pod spec that the tracer of a series is given: `sh` knows no such option.
@@ -62,9 +62,9 @@ pub(super) const ALL: &[Scenario] = &[
         act: crash_php,
         made: &[502],
         truth: |k, r, started| match started {
-            true => &[Unexplained],
+            true => &[Pid1ExitedFirst],
             false if k.begun_after(r, "gone") => &[FpmNotListening],
-            false => &[FpmNotListening, Unexplained],
+            false => &[FpmNotListening, Pid1ExitedFirst],
         },
     },
     Scenario {
@@ -140,12 +140,12 @@ pub(super) fn crash_loads(d: &Draw, site: &Site) -> Loads {
     loads
 }
 
-/// What nginx worked on when it crashed is another story, and no rule knows it yet.
+/// What nginx worked on when it crashed was cut with it.
 pub(super) fn crash_truth(r: &Request, started: bool) -> &'static [Cause] {
     match (r.outcome, started) {
-        (_, true) => &[Unexplained],
+        (_, true) => &[Pid1ExitedFirst],
         (Refused | ConnectReset, false) => &[NginxNotListening],
-        (_, false) => &[Unexplained, NginxNotListening],
+        (_, false) => &[Pid1ExitedFirst, NginxNotListening],
     }
 }
 

@@ -19,7 +19,7 @@ use nix::sys::signal::Signal::{SIGIO, SIGQUIT, SIGTERM, SIGUSR2};
 use std::time::Duration;
 use why502::model::incident::Cause::{
     self, EndpointRace, FpmControlTimeoutZero, FpmNotListening, KeepaliveRaceOnShutdown, NginxAcceptQueueDropped,
-    NginxFastShutdown, NginxNotListening,
+    NginxFastShutdown, NginxNotListening, Pid1ExitedFirst,
 };
 
 /// So many answers of 502 after the end of php-fpm.
@@ -78,8 +78,8 @@ pub(super) const ALL: &[Scenario] = &[
         },
         made: &[502],
         truth: |k, r, started| match started {
-            true => &[Cause::Unexplained],
-            false => after(k, r, &[FpmNotListening, Cause::Unexplained]),
+            true => &[Pid1ExitedFirst],
+            false => after(k, r, &[FpmNotListening, Pid1ExitedFirst]),
         },
     },
     // A reload starts the program again, and that one does not like its configuration.

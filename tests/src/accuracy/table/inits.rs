@@ -18,7 +18,7 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use why502::model::incident::Cause::{
     EndpointRace, FpmNotListening, GracePeriodExceeded, KeepaliveRaceOnShutdown, NginxAcceptQueueDropped,
-    NginxNotListening, Pid1ExitedFirst, Pid1IgnoresStopSignal, Unexplained,
+    NginxNotListening, Pid1ExitedFirst, Pid1IgnoresStopSignal,
 };
 
 pub(super) const ALL: &[Scenario] = &[
@@ -120,8 +120,8 @@ pub(super) const ALL: &[Scenario] = &[
         act: |scene, _, marks| ended(scene, marks, || end_other(scene.site.php_container())),
         made: &[502],
         truth: |k, r, started| match started {
-            true => &[Unexplained],
-            false => after(k, r, &[FpmNotListening, Unexplained]),
+            true => &[Pid1ExitedFirst],
+            false => after(k, r, &[FpmNotListening, Pid1ExitedFirst]),
         },
     },
 ];

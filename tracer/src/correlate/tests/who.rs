@@ -399,3 +399,38 @@ fn a_fault_is_the_kernels_doing() {
     cut(&mut node, 200 * S + 2 * MS);
     assert_eq!(only(&mut node).cause, Cause::Unexplained);
 }
+
+/// PID 1 crashes, the kernel kills the worker with it, and what that was working on is cut.
+#[test]
+fn a_crash_takes_along_what_is_being_worked_on() {
+    let said = |asked: bool, pid1: Task, master: Task, status: u32| {
+        let mut node = Node::new();
+        let shell = pid1.key() != master.key();
+        if shell {
+            known(&mut node, &pid1, "/bin/dash", "sh entrypoint.sh");
+        }
+        if asked {
+            sent(&mut node, 200 * S - MS, runc(), 3, master.clone());
+        }
+        signal_of(&mut node, 200 * S, master.clone(), 11, master.clone(), |s| (s.code, s.group) = (1, false));
+        ends(&mut node, 200 * S + MS, master.clone(), 11);
+        if shell {
+            ends(&mut node, 200 * S + 2 * MS, pid1.clone(), status);
+        }
+        zap(&mut node, 200 * S + 3 * MS, pid1, task());
+        ends(&mut node, 200 * S + 4 * MS, task(), 9);
+        cut(&mut node, 200 * S + 5 * MS);
+        only(&mut node)
+    };
+    let i = said(false, master(), master(), 0);
+    assert_eq!((i.cause, i.sub_cause.as_deref()), (Cause::Pid1ExitedFirst, Some("crashed")), "{i:#?}");
+    assert_eq!((i.trigger, i.confidence.level), (Trigger::Crash, Level::Certain));
+    let wanted = ["sockets-are-closed-by-exit", "the-rest-dies-with-pid-1", "ended-without-being-asked"];
+    assert_eq!((&rules(&i)[1..4], rules(&i)[4]), (&wanted[..], "killed-by-this-signal"));
+    assert!(i.advice.is_empty(), "nothing of the stop would have kept it");
+    let i = said(false, pid1("sh"), below(), 139 << 8);
+    assert_eq!((i.cause, i.sub_cause.as_deref()), (Cause::Pid1ExitedFirst, Some("crashed")), "{i:#?}");
+    assert!(rules(&i).contains(&"pid-1-follows-its-child"));
+    let i = said(true, master(), master(), 0);
+    assert_ne!(i.sub_cause.as_deref(), Some("crashed"), "it had been asked to stop: {i:#?}");
+}

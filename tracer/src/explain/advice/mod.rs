@@ -173,6 +173,8 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::GracePeriodExceeded if sub_cause == Some("stopwaitsecs") => vec![item::stopwaitsecs(f), item::grace(f)],
         Cause::GracePeriodExceeded => vec![item::grace(f)],
         Cause::ContainerKilled => [vec![item::stop_before_kill()], graceful(f, fpm)].concat(),
+        // What made it crash is not seen: no change of the stop would have kept the request.
+        Cause::Pid1ExitedFirst if matches!(sub_cause, Some("crashed" | "exited")) => Vec::new(),
         Cause::Pid1IgnoresStopSignal | Cause::Pid1ExitedFirst => {
             [vec![item::exec_in_entrypoint(fpm)], graceful(f, fpm)].concat()
         }
