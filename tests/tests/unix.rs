@@ -147,43 +147,45 @@ fn killed() -> Result<()> {
     stop("unix KILL", 10, SIGKILL, Cause::ContainerKilled, &allowed)
 }
 
-#[test]
-fn supervisord_stops_php_first() -> Result<()> {
+/// nginx and php-fpm in one container, whose PID 1, a supervisord, gets this signal.
+fn one_container(
+    name: &str,
+    signal: Signal,
+    cause: Cause,
+    judge: impl Fn(Over, Watch) -> Result<Comparison>,
+) -> Result<()> {
     if let Err(why) = supervised::binary() {
-        println!("supervisord: skipped: {why}");
+        println!("{name}: skipped: {why}");
         return Ok(());
     }
-    runs("unix supervisord", Cause::SupervisorStopOrder, || {
+    runs(name, cause, || {
         let fpm = FpmConf { children: 2 * SLOW as u32, ..FpmConf::default() };
         let site = Site::start(&SiteConf { supervised: true, ..on_unix(fpm) })?;
         let watch = watch(&site)?;
         let mut slow = load(&site, "/slow.php?ms=6000", SLOW);
         slow.max_refused = Some(AFTER);
         let scene = Scene::start(site, &Loads { slow: Some(slow), in_php: SLOW, ..Loads::default() })?;
-        scene.site.nginx.container.signal(SIGTERM)?;
+        scene.site.nginx.container.signal(signal)?;
         scene.refused()?;
-        judged("unix supervisord", &scene.end()?, watch, &truth::supervised_stop)
+        judge(scene.end()?, watch)
+    })
+}
+
+#[test]
+fn supervisord_stops_php_first() -> Result<()> {
+    let name = "unix supervisord";
+    one_container(name, SIGTERM, Cause::SupervisorStopOrder, |over, watch| {
+        judged(name, &over, watch, &truth::supervised_stop)
     })
 }
 
 /// nginx and php-fpm die together: a request is lost once, by nginx, however both ends of its unix socket are closed.
 #[test]
 fn killed_with_nginx() -> Result<()> {
-    if let Err(why) = supervised::binary() {
-        println!("supervisord: skipped: {why}");
-        return Ok(());
-    }
-    runs("unix KILL, one container", Cause::ContainerKilled, || {
-        let fpm = FpmConf { children: 2 * SLOW as u32, ..FpmConf::default() };
-        let site = Site::start(&SiteConf { supervised: true, ..on_unix(fpm) })?;
-        let watch = watch(&site)?;
-        let mut slow = load(&site, "/slow.php?ms=6000", SLOW);
-        slow.max_refused = Some(AFTER);
-        let scene = Scene::start(site, &Loads { slow: Some(slow), in_php: SLOW, ..Loads::default() })?;
-        scene.site.nginx.container.signal(SIGKILL)?;
-        scene.refused()?;
+    let name = "unix KILL, one container";
+    one_container(name, SIGKILL, Cause::ContainerKilled, |over, watch| {
         let allowed = truth::always(&[Cause::ContainerKilled]);
-        Ok(scene.end()?.heard("unix KILL, one container", watch, &[502], &allowed)?.0)
+        Ok(over.heard(name, watch, &[502], &allowed)?.0)
     })
 }
 

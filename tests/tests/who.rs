@@ -326,6 +326,12 @@ fn killed_by_cgroup_kill() -> Result<()> {
     })
 }
 
+/// TERM from the host to an nginx of this site.
+fn plain_term<'a>(name: &'a str, conf: SiteConf, allowed: Allowed<'a>) -> Case<'a> {
+    let tells: &[&str] = &["on the host sent SIGTERM to nginx master"];
+    Case { name, conf, act: &term, allowed, tells, ..Case::default() }
+}
+
 fn with_pids(pids: Pids) -> SiteConf {
     SiteConf { pod: PodConf { pids, ..PodConf::default() }, ..site(NginxConf::default()) }
 }
@@ -337,14 +343,7 @@ fn a_shared_process_namespace() -> Result<()> {
         return Ok(());
     }
     let _turn = guard::turn()?;
-    play(&Case {
-        name,
-        conf: with_pids(Pids::Shared),
-        act: &term,
-        allowed: &truth::nginx_stop(true),
-        tells: &["on the host sent SIGTERM to nginx master"],
-        ..Case::default()
-    })?;
+    play(&plain_term(name, with_pids(Pids::Shared), &truth::nginx_stop(true)))?;
     play(&Case {
         name: "shareProcessNamespace, a command from outside",
         conf: with_pids(Pids::Shared),
@@ -380,14 +379,7 @@ fn the_hosts_process_namespace() -> Result<()> {
         return Ok(());
     }
     let _turn = guard::turn()?;
-    play(&Case {
-        name,
-        conf: with_pids(Pids::Host),
-        act: &term,
-        allowed: &truth::nginx_stop(true),
-        tells: &["on the host sent SIGTERM to nginx master"],
-        ..Case::default()
-    })
+    play(&plain_term(name, with_pids(Pids::Host), &truth::nginx_stop(true)))
 }
 
 #[test]
@@ -399,14 +391,7 @@ fn the_hosts_network() -> Result<()> {
     let _turn = guard::turn()?;
     let nginx = NginxConf { port: 18_502, ..NginxConf::default() };
     let pod = PodConf { host_network: true, ..PodConf::default() };
-    play(&Case {
-        name,
-        conf: SiteConf { pod, ..site(nginx) },
-        act: &term,
-        allowed: &truth::nginx_stop(true),
-        tells: &["on the host sent SIGTERM to nginx master"],
-        ..Case::default()
-    })
+    play(&plain_term(name, SiteConf { pod, ..site(nginx) }, &truth::nginx_stop(true)))
 }
 
 #[test]
