@@ -14,7 +14,8 @@ const SIGTERM: u32 = 15;
 /// Everything that the user gave, read.
 #[derive(Default)]
 pub struct Given {
-    pub nginx: Option<nginx::Facts>,
+    /// With the container that it was given for.
+    pub nginx: Vec<(Option<String>, nginx::Facts)>,
     pub fpm: Option<fpm::Facts>,
     pub supervisor: Option<supervisor::Facts>,
     pub images: Vec<Image>,
@@ -225,7 +226,7 @@ fn setup(given: &Given, workload: Option<&Workload>) -> Result<Setup, Unmatched>
         Some(workload) => Some(workload.grace.clone()),
         None => given.grace.map(At::default_of),
     };
-    let nginx = given.nginx.clone().or_else(|| first(|r| r.nginx.is_some()).and_then(|r| r.nginx.clone()));
+    assign_nginx(given, &mut containers)?;
     let fpm = given.fpm.clone().or_else(|| first(|r| r.fpm.is_some()).and_then(|r| r.fpm.clone()));
     // php-fpm itself ends what takes longer.
     let longest = given.longest.map(At::default_of).or_else(|| fpm.as_ref().and_then(fpm::Facts::longest_allowed));
@@ -234,7 +235,6 @@ fn setup(given: &Given, workload: Option<&Workload>) -> Result<Setup, Unmatched>
         containers,
         grace,
         has_spec: workload.is_some(),
-        nginx,
         fpm,
         longest,
         edge_idle: given.edge_idle,
@@ -262,7 +262,8 @@ fn drafts<'a>(given: &'a Given, workload: Option<&'a Workload>) -> Vec<Draft<'a>
     if given.supervisor.is_some() {
         return vec![bare(&[])];
     }
-    let nginx = given.nginx.as_ref().map(|_| bare(&[Server::Nginx]));
+    let nginx =
+        given.nginx.iter().map(|(name, _)| Draft { name: name.clone().unwrap_or_default(), ..bare(&[Server::Nginx]) });
     let fpm = given.fpm.as_ref().map(|_| bare(&[Server::PhpFpm]));
     nginx.into_iter().chain(fpm).collect()
 }
@@ -300,7 +301,17 @@ fn match_running<'a>(given: &'a Given, spec: bool, drafts: &mut [Draft<'a>]) -> 
         return Ok(());
     }
     for running in given.running.iter().filter(|running| !running.servers.is_empty()) {
-        match the_one(drafts, |draft| draft.running.is_none(), &running.servers) {
+        let listens = running.nginx.as_ref().map(|conf| &conf.listens[..]).unwrap_or_default();
+        let by_port = |draft: &Draft| {
+            let ports = draft.spec.map(|spec| &spec.ports[..]).unwrap_or_default();
+            draft.running.is_none() && ports.iter().any(|port| listens.contains(port))
+        };
+        let mut with_port = (0..drafts.len()).filter(|at| by_port(&drafts[*at]));
+        let at = match (with_port.next(), with_port.next()) {
+            (Some(at), None) => Some(at),
+            _ => the_one(drafts, |draft| draft.running.is_none(), &running.servers),
+        };
+        match at {
             Some(at) => drafts[at].running = Some(running),
             None => {
                 let what = format!(
@@ -310,6 +321,28 @@ fn match_running<'a>(given: &'a Given, spec: bool, drafts: &mut [Draft<'a>]) -> 
                 return Err(Unmatched(what));
             }
         }
+    }
+    Ok(())
+}
+
+/// The configurations of nginx that were given go to the containers that they are for: one without a name to the first that
+/// runs an nginx. What was given goes before what was found.
+fn assign_nginx(given: &Given, containers: &mut [Container]) -> Result<(), Unmatched> {
+    let mut serving: Vec<&mut Container> = containers.iter_mut().filter(|c| c.serves(Server::Nginx)).collect();
+    for (name, conf) in given.nginx.iter().filter(|(name, _)| name.is_some()) {
+        match serving.iter_mut().find(|c| Some(&c.name) == name.as_ref()) {
+            Some(container) => container.nginx = Some(conf.clone()),
+            None => {
+                let name = name.as_deref().unwrap_or_default();
+                return Err(Unmatched(format!("{name}: no container of that name runs nginx")));
+            }
+        }
+    }
+    let named = |c: &Container| given.nginx.iter().any(|(name, _)| name.as_ref() == Some(&c.name));
+    if let Some((_, conf)) = given.nginx.iter().find(|(name, _)| name.is_none())
+        && let Some(first) = serving.into_iter().find(|c| !named(c))
+    {
+        first.nginx = Some(conf.clone());
     }
     Ok(())
 }
@@ -390,7 +423,7 @@ fn assign_servers(given: &Given, drafts: &mut [Draft]) {
             draft.servers.extend(conf.programs.iter().flat_map(supervisor::Program::servers));
         }
     }
-    for (server, has) in [(Server::Nginx, given.nginx.is_some()), (Server::PhpFpm, given.fpm.is_some())] {
+    for (server, has) in [(Server::Nginx, !given.nginx.is_empty()), (Server::PhpFpm, given.fpm.is_some())] {
         if !has || drafts.iter().any(|draft| draft.servers.contains(&server)) {
             continue;
         }
@@ -457,6 +490,8 @@ fn container(given: &Given, draft: &Draft) -> Container {
         hook,
         sidecar: spec.is_some_and(|s| s.sidecar),
         supervisor,
+        nginx: draft.running.and_then(|running| running.nginx.clone()),
+        ports: spec.map(|spec| spec.ports.clone()).unwrap_or_default(),
     }
 }
 

@@ -17,7 +17,6 @@ pub struct Setup {
     pub grace: Option<At<u64>>,
     /// A pod spec was given: what it does not say is known not to be there.
     pub has_spec: bool,
-    pub nginx: Option<nginx::Facts>,
     pub fpm: Option<fpm::Facts>,
     /// Seconds that the longest request takes.
     pub longest: Option<At<u64>>,
@@ -58,6 +57,10 @@ pub struct Container {
     /// Stopped after the others.
     pub sidecar: bool,
     pub supervisor: Option<supervisor::Facts>,
+    /// The configuration of its nginx.
+    pub nginx: Option<nginx::Facts>,
+    /// That the spec names; nothing follows from none.
+    pub ports: Vec<u16>,
 }
 
 impl Container {
@@ -67,7 +70,7 @@ impl Container {
 }
 
 impl Setup {
-    /// The container that a server runs in. With several, the first: pods with two nginx are told apart by their specs.
+    /// The container that a server runs in; with several, the first.
     pub fn of(&self, server: Server) -> Option<&Container> {
         self.containers.iter().find(|container| container.serves(server))
     }

@@ -30,6 +30,8 @@ pub struct Program {
     pub stop_signal: At<u32>,
     /// Seconds until SIGKILL.
     pub stop_wait: At<u64>,
+    /// Then its whole process group is killed, not its first process alone.
+    pub kill_as_group: bool,
 }
 
 impl Program {
@@ -132,6 +134,7 @@ impl Reader {
                 group_priority: At::default_of(PRIORITY),
                 stop_signal: At::default_of(SIGTERM),
                 stop_wait: At::default_of(STOPWAITSECS),
+                kill_as_group: false,
             }),
             "group" => self.groups.push(Group { name, programs: Vec::new(), priority: At::default_of(PRIORITY) }),
             _ => {}
@@ -163,6 +166,10 @@ impl Reader {
                     }
                     "stopwaitsecs" => {
                         program.stop_wait = At::new(value.parse().map_err(|_| wrong("a number"))?, at.clone());
+                    }
+                    // As supervisor/datatypes.py reads it.
+                    "killasgroup" => {
+                        program.kill_as_group = ["true", "yes", "on", "1"].contains(&value.to_lowercase().as_str());
                     }
                     _ => {}
                 }

@@ -36,9 +36,9 @@ const STDIN: &str = "-";
 #[command(group = clap::ArgGroup::new("input").required(true).multiple(true)
     .args(["nginx", "fpm", "supervisord", "dockerfile", "image", "spec", "container", "pid"]))]
 pub(super) struct Args {
-    /// Output of `nginx -T`, or nginx.conf
-    #[arg(long, value_name = "FILE")]
-    nginx: Option<String>,
+    /// Output of `nginx -T`, or nginx.conf; NAME is the container's in the spec
+    #[arg(long, value_name = "[NAME=]FILE")]
+    nginx: Vec<String>,
     /// php-fpm.conf, a pool, or output of `php-fpm -tt`
     #[arg(long, value_name = "FILE")]
     fpm: Vec<String>,
@@ -104,8 +104,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 fn reports(args: &Args) -> Result<Vec<Report>, Unusable> {
-    let all = args.nginx.iter().chain(&args.fpm).chain(&args.supervisord).chain(&args.spec);
-    let images = args.dockerfile.iter().chain(&args.image).map(|arg| named(arg).1);
+    let all = args.fpm.iter().chain(&args.supervisord).chain(&args.spec);
+    let images = args.nginx.iter().chain(&args.dockerfile).chain(&args.image).map(|arg| named(arg).1);
     if all.map(String::as_str).chain(images).filter(|name| *name == STDIN).count() > 1 {
         return Err(Unusable::TwiceStdin);
     }
@@ -115,9 +115,11 @@ fn reports(args: &Args) -> Result<Vec<Report>, Unusable> {
 fn given(args: &Args) -> Result<Given, Unusable> {
     let mut given = Given { grace: args.grace, longest: args.longest_request, ..Given::default() };
     given.edge_idle = args.edge_idle;
-    if let Some(name) = &args.nginx {
+    for arg in &args.nginx {
+        let (container, name) = named(arg);
         let file = read(name)?;
-        given.nginx = Some(nginx::Facts::read(&file.name, &file.text, beside(name).as_ref())?);
+        let facts = nginx::Facts::read(&file.name, &file.text, beside(name).as_ref())?;
+        given.nginx.push((container.map(str::to_owned), facts));
     }
     if let Some(first) = args.fpm.first() {
         let files = args.fpm.iter().map(|name| read(name)).collect::<Result<Vec<File>, Unusable>>()?;

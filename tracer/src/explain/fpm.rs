@@ -77,6 +77,65 @@ pub fn control_timeout_zero(lost: &Lost, server: &Server, view: &View) -> Option
     })
 }
 
+/// QUIT to the master and from it to its children; whoever is still busy when process_control_timeout is over gets TERM
+/// (fpm_pctl_action_next()), and this child dies of it in the middle of a request.
+pub fn control_timeout_over(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
+    if !lost.cut_in_flight() || server.kind != Kind::PhpFpm || server.is_master || !server.exiting {
+        return None;
+    }
+    let (child, master) = (server.process?, server.master?);
+    let from_master = |key: &ProcKey, wanted: u32| {
+        let mut sent = view.history.signals_to(key).iter().filter(|s| s.what.sender.key() == master && s.effective());
+        sent.find(|s| s.what.signal == wanted)
+    };
+    let (quit, term) = (from_master(&child, sig::QUIT)?, from_master(&child, sig::TERM).filter(|s| s.at <= lost.at)?);
+    let waited = term.at.checked_sub(quit.at).filter(|waited| *waited > AT_ONCE_NS)?;
+    let to_master = view.history.signals_to(&master).iter().rev().find(|s| {
+        let asked = matches!(s.what.signal, sig::QUIT | sig::USR2) && s.effective() && !s.to_itself();
+        asked && s.at <= quit.at && quit.at - s.at <= AT_ONCE_NS
+    })?;
+    let mut chain = Chain::new(lost.at);
+    let mut confidence = Confidence::of(0.97);
+    chain.loss(lost, server, view);
+    match server.exit(view).filter(|e| e.at <= lost.at) {
+        Some(exit) if !matches!(exit.code & 0x7f, sig::TERM | sig::KILL) => return None,
+        Some(exit) => chain.exit(exit, "sockets-are-closed-by-exit", view),
+        None => confidence.cap(0.8, "the exit of the child was not seen"),
+    }
+    // request_terminate_timeout also ends a child with TERM, at its own time; this one ends all that are left.
+    let near = |at: BootNs| at.abs_diff(term.at) <= AT_ONCE_NS;
+    let left = |key: &ProcKey| {
+        let ended = view.history.exit_of(key).is_some_and(|e| e.at < term.at && !near(e.at));
+        *key != child && !ended && from_master(key, sig::QUIT).is_some()
+    };
+    let others: Vec<ProcKey> = view.table.children(&master).map(|c| c.key).filter(left).collect();
+    // The first to go is gone before the others are told.
+    let told = |key: &ProcKey| from_master(key, sig::TERM).is_some_and(|s| near(s.at));
+    if others.is_empty() {
+        confidence.cap(0.65, "no other child was left, so that request_terminate_timeout may have ended this one");
+    } else if !others.iter().any(told) {
+        return None;
+    }
+    chain.signal(term, "killed-by-this-signal", view);
+    chain.signal(quit, "quit-and-then-term", view);
+    chain.signal(to_master, "master-stops-its-children", view);
+    Some(Finding {
+        cause: Cause::GracePeriodExceeded,
+        sub_cause: Some("process-control-timeout"),
+        trigger: match to_master.what.signal {
+            sig::USR2 => Trigger::ConfigReload,
+            _ => chain::trigger(to_master, view),
+        },
+        summary: format!(
+            "php-fpm was still busy with this request {:.1} s after it was told to stop, when its process_control_timeout was over and its master ended the child",
+            waited as f64 / 1e9
+        ),
+        chain,
+        confidence,
+        missing: Vec::new(),
+    })
+}
+
 /// TERM to the master: it sends TERM to every child at once, whatever process_control_timeout says, and KILL soon after.
 pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     if !lost.cut_in_flight() || server.kind != Kind::PhpFpm || server.is_master || !server.exiting {

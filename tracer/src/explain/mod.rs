@@ -86,6 +86,7 @@ const RULES: &[Rule] = &[
     keepalive::on_shutdown,
     keepalive::idle,
     fpm::control_timeout_zero,
+    fpm::control_timeout_over,
     fpm::fast_shutdown,
     fpm::accept_queue,
     fpm::not_listening,

@@ -45,6 +45,27 @@ fn every_lost_request_and_the_stop_as_json() {
     assert_eq!(causes, BTreeMap::from([("endpoint-race".into(), 1), ("nginx-fast-shutdown".into(), 3)]));
 }
 
+/// php-fpm with process_control_timeout = 2 and requests of 6 s: the first child to go is gone before the others are told.
+#[test]
+fn a_timeout_of_php_fpm_that_was_too_short() {
+    let file = recording().with_file_name("short-control-timeout.rec");
+    let output = Command::new(env!("CARGO_BIN_EXE_why502")).args(["explain", "-o", "json"]).arg(file).output().unwrap();
+    let lines = lines(&output);
+    let of = |cause: &str| lines.iter().filter(|line| line["cause"] == cause).collect::<Vec<_>>();
+    let cut = of("grace-period-exceeded");
+    assert_eq!((cut.len(), of("fpm-accept-queue-dropped").len()), (4, 4));
+    for line in cut {
+        assert_eq!(
+            (&line["sub_cause"], &line["trigger"]),
+            (&"process-control-timeout".into(), &"manual-signal".into())
+        );
+        assert!(line["confidence"]["value"].as_f64().unwrap() > 0.95, "{line}");
+        let rules: Vec<&str> = line["chain"].as_array().unwrap().iter().map(|l| l["rule"].as_str().unwrap()).collect();
+        assert_eq!(rules[2..], ["killed-by-this-signal", "quit-and-then-term", "master-stops-its-children"]);
+        assert_eq!(line["advice"][0]["id"], "fpm-process-control-timeout");
+    }
+}
+
 #[test]
 fn the_same_as_text() {
     let output = explain(&[]);

@@ -120,6 +120,20 @@ fn what_is_inherited_and_what_is_default() {
     assert_eq!(f.upstream_silence.unwrap().value, 60);
 }
 
+#[test]
+fn where_it_listens_and_what_of_the_pod_it_passes_to() {
+    let f = facts(
+        "http { upstream app { server 127.0.0.1:8080 weight=2; server 10.0.0.7:81; } upstream other { server db; }
+         server { listen 80; listen [::]:443 ssl; listen unix:/run/x; location / { proxy_pass http://app/; }
+           location /b { if ($a) { proxy_pass http://localhost:9001; } } }
+         server { listen 127.0.0.1:8081; location / { proxy_pass http://127.0.0.1; } location /c { proxy_pass http://[::1]:82/x; } }
+         server { location / { proxy_pass http://$host; } location /d { proxy_pass http://other; } location /e { proxy_pass http://127.example:83; } } }",
+    );
+    assert_eq!(f.listens, [80, 443, 8081]);
+    let passes: Vec<(u16, Option<u32>)> = f.passes.iter().map(|p| (p.value, p.at.as_ref().unwrap().line)).collect();
+    assert_eq!(passes, [(8080, Some(2)), (9001, Some(3)), (80, Some(4)), (82, Some(4))]);
+}
+
 /// A file that includes itself.
 struct Loop;
 impl Files for Loop {

@@ -4,7 +4,7 @@ use super::super::command::{Pid1, Server};
 use super::super::finding::Severity::{self, MayLose, WillLose};
 use super::super::plan::{End, Plan, signal};
 use super::super::setup::Container;
-use super::{Check, new, with_doubts};
+use super::{Check, Finding, new, with_doubts};
 use crate::model::incident::Cause;
 
 /// As many as a full queue held before Linux 5.4 (SOMAXCONN).
@@ -86,6 +86,9 @@ fn how(check: &mut Check, container: &Container, plan: &Plan) {
             check.found(Some(container), Server::PhpFpm, found);
         }
     }
+    if matches!(plan.end, End::Graceful { .. }) {
+        too_short(check, container, plan, ends, &sender);
+    }
     // What a kill refuses, the kill has refused.
     if !matches!(plan.end, End::Killed { .. } | End::Left { .. }) {
         unheard(check, container, plan, ends, &sender);
@@ -121,7 +124,57 @@ fn cuts(check: &mut Check, plan: &Plan) -> Option<(Cause, String)> {
     }
 }
 
-fn timeout_place(check: &Check, found: super::Finding) -> super::Finding {
+/// Whoever is still busy when process_control_timeout is over is ended by php-fpm's master, and what is left at the end of
+/// the grace period by SIGKILL.
+fn too_short(check: &mut Check, container: &Container, plan: &Plan, ends: u64, sender: &Sender) {
+    let timeout = check.setup.fpm.as_ref().and_then(|conf| conf.control_timeout.as_ref()).filter(|t| t.value > 0);
+    let Some(timeout) = timeout else { return };
+    let (t, at) = (timeout.value, timeout.at.clone());
+    let over = ends.saturating_add(t);
+    let grace = check.setup.grace.clone().filter(|grace| grace.value < over);
+    let killed = grace.as_ref().map(|grace| {
+        let s = grace.value;
+        let why = format!(
+            "php-fpm is told to stop {ends} s after the deletion and may then take {t} s (process_control_timeout), but SIGKILL comes after {s} s (terminationGracePeriodSeconds)"
+        );
+        (None, why, grace.at.clone().or(at.clone()), s.saturating_sub(ends))
+    });
+    let ended = || {
+        let why = format!("php-fpm ends whoever is still busy {t} s after its SIGQUIT (process_control_timeout)");
+        (Some("process-control-timeout".to_owned()), why, at.clone(), t)
+    };
+    let (sub_cause, why, at, left) = killed.unwrap_or_else(ended);
+    let found = match &check.setup.longest {
+        // The last that nginx passes on before one of them stops.
+        Some(longest) if ends.min(sender.closes).saturating_add(longest.value) <= ends.saturating_add(left) => return,
+        Some(longest) => {
+            let why = format!("{why}, and the longest request takes {} s", longest.value);
+            new(Cause::GracePeriodExceeded, WillLose, why)
+        }
+        None if cut(ends, sender).is_none() => return,
+        None => {
+            // nginx itself gives up after its own timeout.
+            let conf = check.nginx.as_ref().and_then(|(nginx, _)| nginx.nginx.as_ref());
+            let silence = conf.and_then(|conf| conf.fastcgi_silence.as_ref());
+            let why = match silence {
+                Some(silence) if silence.value > left => {
+                    format!("{why}, and nginx waits up to {} s for an answer (fastcgi_read_timeout)", silence.value)
+                }
+                _ if sub_cause.is_none() => why,
+                _ => return,
+            };
+            let only = format!("only requests that need more than {left} s from then on are cut");
+            new(Cause::GracePeriodExceeded, MayLose, why).missing("longest-request", only)
+        }
+    };
+    let mut found = with_doubts(found.at(at.as_ref()), plan);
+    if !check.setup.has_spec && check.nginx.is_some() {
+        found.severity = MayLose;
+    }
+    check.found(Some(container), Server::PhpFpm, Finding { sub_cause, ..found });
+}
+
+fn timeout_place(check: &Check, found: Finding) -> Finding {
     let Some(conf) = &check.setup.fpm else { return found };
     let at = conf.control_timeout.as_ref().map_or(conf.file.clone(), |timeout| timeout.at.clone());
     let mut found = found.at(at.as_ref());
@@ -159,11 +212,14 @@ fn unheard(check: &mut Check, container: &Container, plan: &Plan, ends: u64, sen
     };
     let refused = format!("php-fpm is stopped {late}: once it is gone, what nginx still sends to it is refused");
     let queued = format!("php-fpm is stopped {late}: what waits in its queue when it ends is reset");
-    let drains = matches!(plan.end, End::Graceful { .. })
-        && check.setup.fpm.as_ref().is_some_and(|conf| conf.control_timeout.as_ref().is_some_and(|t| t.value > 0));
+    let timeout = check.setup.fpm.as_ref().and_then(|conf| conf.control_timeout.as_ref()).map_or(0, |t| t.value);
+    let grace = check.setup.grace.as_ref().map_or(u64::MAX, |grace| grace.value);
+    let drains = matches!(plan.end, End::Graceful { .. }) && timeout > 0;
+    // What a kill throws out of the queue is the kill's.
+    let queued_for = if drains && ends.saturating_add(timeout) > grace { MayLose } else { severity };
     // While it finishes what it has, nobody accepts, and it may be gone after the last client is; when it drops everything,
     // the queue is short.
-    let (refusal, queue) = if drains { (MayLose, severity) } else { (severity, MayLose) };
+    let (refusal, queue) = if drains { (MayLose, queued_for) } else { (severity, MayLose) };
     let at = match &container.hook {
         super::Hook::Does(effect) => effect.at.clone(),
         _ => container.at.clone(),

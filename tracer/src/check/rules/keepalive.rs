@@ -2,11 +2,18 @@
 
 use super::super::command::Server;
 use super::super::finding::Severity::MayLose;
+use super::super::setup::Container;
 use super::{Check, new};
 use crate::model::incident::Cause;
 
 pub(super) fn check(check: &mut Check) {
-    let (Some(conf), Some(container)) = (&check.setup.nginx, check.setup.of(Server::Nginx)) else { return };
+    for container in check.setup.containers.iter().filter(|container| container.serves(Server::Nginx)) {
+        of(check, container);
+    }
+}
+
+fn of(check: &mut Check, container: &Container) {
+    let Some(conf) = &container.nginx else { return };
     let edge = check.setup.edge_idle;
     // 0 keeps no connection: nothing can race.
     for idle in conf.idle.iter().filter(|idle| (1..=edge).contains(&idle.seconds.value)) {

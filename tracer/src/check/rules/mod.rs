@@ -4,6 +4,7 @@ mod fpm;
 mod keepalive;
 mod nginx;
 mod prestop;
+mod sidecar;
 mod supervisor;
 
 use super::command::Server;
@@ -17,18 +18,25 @@ use crate::model::incident::{Cause, Missing};
 /// What the rules look at, and where they say what they find.
 struct Check<'a> {
     setup: &'a Setup,
+    /// What clients' requests end up at: of a proxy and the nginx behind it, the latter.
     nginx: Option<(&'a Container, Plan)>,
+    pairs: Vec<sidecar::Pair<'a>>,
     fpm: Option<(&'a Container, Plan)>,
     report: Report,
 }
 
 /// All rules over one pod.
 pub fn check(setup: &Setup) -> Report {
-    let planned = |server| setup.of(server).map(|container| (container, plan::of(container, server)));
-    let (nginx, fpm) = (planned(Server::Nginx), planned(Server::PhpFpm));
-    let mut check = Check { setup, nginx, fpm, report: Report::default() };
+    let planned = |container, server| (container, plan::of(container, server));
+    let pairs = sidecar::pairs(setup);
+    let serving = || setup.containers.iter().filter(|c| c.serves(Server::Nginx));
+    let last = serving().find(|c| !pairs.iter().any(|pair| std::ptr::eq(pair.proxy, *c))).or(serving().next());
+    let nginx = last.map(|container| planned(container, Server::Nginx));
+    let fpm = setup.of(Server::PhpFpm).map(|container| planned(container, Server::PhpFpm));
+    let mut check = Check { setup, nginx, pairs, fpm, report: Report::default() };
     prestop::check(&mut check);
     nginx::check(&mut check);
+    sidecar::check(&mut check);
     supervisor::check(&mut check);
     fpm::check(&mut check);
     keepalive::check(&mut check);
@@ -62,7 +70,8 @@ impl Check<'_> {
             _ => 0,
         };
         let end = self.nginx.as_ref().map(|(_, plan)| &plan.end);
-        let timeout = self.setup.nginx.as_ref().and_then(|conf| conf.worker_shutdown_timeout.as_ref());
+        let served = self.nginx.as_ref().map(|(container, _)| *container);
+        let timeout = served.and_then(|c| c.nginx.as_ref()?.worker_shutdown_timeout.as_ref());
         advice::Facts {
             kind: Some(match server {
                 Server::Nginx => Kind::Nginx,
@@ -71,7 +80,7 @@ impl Check<'_> {
             fast: matches!(end, Some(End::Fast { .. } | End::Overridden { .. })),
             known_ms: self.setup.longest.as_ref().map(|longest| longest.value.saturating_mul(1000)),
             grace_s: self.setup.grace.as_ref().map(|grace| grace.value),
-            pre_stop_s: self.setup.of(Server::Nginx).map_or(0, slept),
+            pre_stop_s: served.map_or(0, slept),
             timeout_s: timeout.map_or(0, |timeout| timeout.value / 1000),
             ..advice::Facts::default()
         }
@@ -101,17 +110,20 @@ impl Check<'_> {
                 self.not_checked(&missing.fact, format!("how {name} is stopped: {}", missing.effect));
             }
         }
-        if setup.of(Server::Nginx).is_some() && setup.nginx.is_none() {
+        let serving = || setup.containers.iter().filter(|c| c.serves(Server::Nginx));
+        if serving().any(|container| container.nginx.is_none()) {
             self.not_checked("nginx-conf", "worker-shutdown-timeout, keepalive-race");
         }
         if setup.of(Server::PhpFpm).is_some() && setup.fpm.is_none() {
             self.not_checked("php-fpm-conf", "fpm-control-timeout-zero, fpm-listen-queue-full");
         }
-        let included = [
-            setup.nginx.as_ref().map(|conf| &conf.missing),
-            setup.fpm.as_ref().map(|conf| &conf.missing),
-            setup.containers.iter().find_map(|c| c.supervisor.as_ref()).map(|conf| &conf.missing),
-        ];
+        let included = serving()
+            .map(|container| container.nginx.as_ref().map(|conf| &conf.missing))
+            .chain([
+                setup.fpm.as_ref().map(|conf| &conf.missing),
+                setup.containers.iter().find_map(|c| c.supervisor.as_ref()).map(|conf| &conf.missing),
+            ])
+            .collect::<Vec<Option<&Vec<String>>>>();
         for files in included.into_iter().flatten().filter(|files| !files.is_empty()) {
             self.not_checked("included-files", files.join(", "));
         }

@@ -2,20 +2,28 @@
 
 use super::super::command::Server;
 use super::super::finding::Severity::{MayLose, WillLose};
-use super::super::plan::{End, Plan, said, signal};
+use super::super::plan::{self, End, Plan, said, signal};
 use super::super::setup::{Container, Hook};
 use super::{Check, new, with_doubts};
 use crate::explain::advice::LEAST_PRESTOP_S;
 use crate::model::incident::Cause;
 
 pub(super) fn check(check: &mut Check) {
-    let Some((container, plan)) = check.nginx.clone() else { return };
-    how(check, container, &plan);
-    if check.setup.has_spec {
-        too_early(check, container, &plan);
+    for container in check.setup.containers.iter().filter(|container| container.serves(Server::Nginx)) {
+        let plan = plan::of(container, Server::Nginx);
+        let is_proxy = check.pairs.iter().any(|pair| std::ptr::eq(pair.proxy, container));
+        let unused = check.pairs.iter().any(|pair| std::ptr::eq(pair.app, container) && pair.proxy_goes_first());
+        shutdown_timeout(check, container);
+        // A proxy that outlives what is behind it has nothing left to lose.
+        if is_proxy && container.sidecar {
+            continue;
+        }
+        how(check, container, &plan);
+        if check.setup.has_spec && !unused {
+            too_early(check, container, &plan);
+        }
+        grace(check, container, &plan);
     }
-    grace(check, container, &plan);
-    shutdown_timeout(check, container);
 }
 
 fn how(check: &mut Check, container: &Container, plan: &Plan) {
@@ -122,6 +130,17 @@ fn grace(check: &mut Check, container: &Container, plan: &Plan) {
             );
             new(Cause::GracePeriodExceeded, severity, why)
         }
+        None => match container.nginx.as_ref().and_then(|conf| conf.worker_shutdown_timeout.as_ref()) {
+            Some(timeout) if sleep.saturating_mul(1000).saturating_add(timeout.value) > g.saturating_mul(1000) => {
+                let why = format!(
+                    "{sleep} s preStop + {} of worker_shutdown_timeout, which requests are to have for their end, is more than {g} s (terminationGracePeriodSeconds): SIGKILL comes before",
+                    shown(timeout.value)
+                );
+                let left = format!("only requests longer than {} s are cut", g - sleep);
+                new(Cause::GracePeriodExceeded, MayLose, why).missing("longest-request", left)
+            }
+            _ => return,
+        },
         _ => return,
     };
     let at = grace.at.clone().or(hook);
@@ -129,11 +148,14 @@ fn grace(check: &mut Check, container: &Container, plan: &Plan) {
     check.found(Some(container), Server::Nginx, found);
 }
 
+fn shown(ms: u64) -> String {
+    if ms.is_multiple_of(1000) { format!("{} s", ms / 1000) } else { format!("{ms} ms") }
+}
+
 /// Holds for reloads as well.
 fn shutdown_timeout(check: &mut Check, container: &Container) {
-    let Some(conf) = &check.setup.nginx else { return };
+    let Some(conf) = &container.nginx else { return };
     let Some(timeout) = &conf.worker_shutdown_timeout else { return };
-    let shown = |ms: u64| if ms.is_multiple_of(1000) { format!("{} s", ms / 1000) } else { format!("{ms} ms") };
     let cut = format!("worker_shutdown_timeout closes what is open {} after SIGQUIT or a reload", shown(timeout.value));
     let found = match (&check.setup.longest, &conf.upstream_silence) {
         (Some(longest), _) if longest.value.saturating_mul(1000) <= timeout.value => return,

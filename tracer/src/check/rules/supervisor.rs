@@ -15,6 +15,9 @@ pub(super) fn check(check: &mut Check) {
         if let Some(nginx) = conf.program(Server::Nginx) {
             too_short(check, container, nginx);
         }
+        if let Some(fpm) = conf.program(Server::PhpFpm) {
+            fpm_too_short(check, container, conf.program(Server::Nginx), fpm);
+        }
         let (Some(nginx), Some(fpm)) = (conf.program(Server::Nginx), conf.program(Server::PhpFpm)) else { continue };
         let found = if fpm.stops_with(nginx) {
             let why = format!(
@@ -73,4 +76,35 @@ fn too_short(check: &mut Check, container: &Container, nginx: &Program) {
     let severity = if cut_by_php || (next.is_some() && timeout.is_none()) { MayLose } else { WillLose };
     let found = new(Cause::GracePeriodExceeded, severity, why).at(Some(&at));
     check.found(Some(container), Server::Nginx, Finding { sub_cause: Some("stopwaitsecs".into()), ..found });
+}
+
+/// The same for php-fpm, as long as nginx may still wait for its answers.
+fn fpm_too_short(check: &mut Check, container: &Container, nginx: Option<&Program>, fpm: &Program) {
+    let gone = nginx.is_some_and(|nginx| nginx.stops_before(fpm));
+    if gone || fpm.stop_signal.value != SIGQUIT {
+        return;
+    }
+    let timeout = check.setup.fpm.as_ref().and_then(|conf| conf.control_timeout.as_ref()).map_or(0, |t| t.value);
+    let wait = &fpm.stop_wait;
+    if timeout <= wait.value {
+        return; // by then php-fpm itself has ended whoever was busy
+    }
+    let said = if wait.at.is_some() { "" } else { ", the default" };
+    let why = format!(
+        "supervisord kills {} {} s after its stop signal (stopwaitsecs{said}), and process_control_timeout would let requests finish for {timeout} s",
+        fpm.name, wait.value
+    );
+    let found = match &check.setup.longest {
+        Some(longest) if longest.value <= wait.value => return,
+        // Without killasgroup the children outlive their master, until supervisord has ended.
+        Some(longest) => {
+            let severity = if fpm.kill_as_group { WillLose } else { MayLose };
+            new(Cause::GracePeriodExceeded, severity, format!("{why}; the longest takes {} s", longest.value))
+        }
+        None => new(Cause::GracePeriodExceeded, MayLose, why)
+            .missing("longest-request", format!("only requests longer than {} s are cut", wait.value)),
+    };
+    let at = wait.at.clone().unwrap_or_else(|| fpm.at.clone());
+    let found = Finding { sub_cause: Some("stopwaitsecs".into()), ..found.at(Some(&at)) };
+    check.found(Some(container), Server::PhpFpm, found);
 }

@@ -20,7 +20,10 @@ fn reports(texts: Texts) -> Vec<Report> {
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let image = |text: &&str| Image::of_dockerfile(&dockerfile::Facts::read("Dockerfile", text).unwrap(), Vec::new());
     let given = Given {
-        nginx: given(texts.nginx).map(|t| nginx::Facts::read("nginx.conf", &t, &NoFiles).unwrap()),
+        nginx: given(texts.nginx)
+            .map(|t| (None, nginx::Facts::read("nginx.conf", &t, &NoFiles).unwrap()))
+            .into_iter()
+            .collect(),
         fpm: given(texts.fpm).map(|t| fpm::Facts::read(&[File::new("fpm.conf", &t)], &NoFiles).unwrap()),
         supervisor: given(texts.supervisor)
             .map(|t| supervisor::Facts::read(&File::new("supervisord.conf", &t), &NoFiles).unwrap()),
@@ -181,6 +184,11 @@ fn timeouts_of_nginx() {
     assert_eq!(found(texts), ["worker-shutdown-timeout"]);
     assert_eq!(found(Texts { longest: Some(10), ..texts }), [""; 0]);
     assert_eq!(found(Texts { longest: Some(11), ..texts }), ["worker-shutdown-timeout!"]);
+    let conf = conf.replace("10s", "26s");
+    let all = report(Texts { nginx: &conf, ..texts }).findings;
+    let grace = all.iter().find(|f| f.cause == Cause::GracePeriodExceeded).unwrap();
+    assert!(grace.summary.starts_with("5 s preStop + 26 s of worker_shutdown_timeout"), "{}", grace.summary);
+    assert_eq!(found(Texts { nginx: &conf, longest: Some(20), ..texts }), [""; 0]);
     let conf = "http { keepalive_timeout 15; server { listen 80; } }";
     let all = report(Texts { nginx: conf, ..texts });
     assert_eq!((all.findings[0].cause, all.findings[0].severity), (Cause::KeepaliveRace, Severity::MayLose));
@@ -210,6 +218,38 @@ fn php_fpm_beside_nginx() {
     assert_eq!(of(&sleep, &long, some, Some(50)), [""; 0]);
     // request_terminate_timeout is the longest request.
     assert_eq!(of(&sleep, &long, "[www]\nrequest_terminate_timeout = 20\n", None), [""; 0]);
+}
+
+#[test]
+fn php_fpm_has_too_little_time() {
+    let of = |grace: u64, php: &str, timeout: u64, nginx, longest| {
+        let grace = format!("  terminationGracePeriodSeconds: {grace}\n");
+        let spec = pod(&grace, &[("nginx", "nginx", &hook(SLEEP)), ("php", "php:8.3-fpm", php)]);
+        let fpm = format!("[global]\nprocess_control_timeout = {timeout}\n");
+        let all = report(Texts { spec: &spec, fpm: &fpm, nginx, longest, ..Texts::default() }).findings;
+        let of =
+            all.into_iter().filter(|f| f.cause == Cause::GracePeriodExceeded && f.container.as_deref() == Some("php"));
+        of.map(|f| (f.severity, f.sub_cause.unwrap_or_default(), f.at.unwrap().to_string())).collect::<Vec<_>>()
+    };
+    let timeout = |severity| vec![(severity, "process-control-timeout".to_owned(), "fpm.conf:2".to_owned())];
+    let grace = |severity| vec![(severity, String::new(), "pod.yaml:4".to_owned())];
+    assert_eq!(of(60, "", 10, "", Some(10)), []);
+    assert_eq!(of(60, "", 10, "", Some(11)), timeout(Severity::WillLose));
+    // nginx would wait so long for an answer.
+    let conf = "http { server { location / { fastcgi_pass a; fastcgi_read_timeout 20s; } } }";
+    assert_eq!(of(60, "", 20, conf, None), []);
+    assert_eq!(of(60, "", 10, conf, None), timeout(Severity::MayLose));
+    assert_eq!(of(60, "", 10, "", None), [], "nothing says that any takes so long");
+    // Told when nginx has nothing any more.
+    let long = hook(r#"["sleep", "40"]"#);
+    assert_eq!(of(60, &long, 10, conf, Some(35)), []);
+    assert_eq!(of(60, &long, 10, conf, Some(46)), timeout(Severity::WillLose));
+    assert_eq!(of(60, &long, 10, conf, None), timeout(Severity::MayLose));
+    // The grace period is over first.
+    assert_eq!(of(8, "", 10, "", Some(8)), []);
+    assert_eq!(of(8, "", 10, "", Some(9)), grace(Severity::WillLose));
+    assert_eq!(of(8, "", 10, "", None), grace(Severity::MayLose));
+    assert_eq!(of(45, &long, 10, conf, Some(50)), grace(Severity::WillLose), "40 + 10 s are more than 45 s");
 }
 
 #[test]
@@ -255,6 +295,83 @@ fn supervisord() {
     // Without its configuration: it is said.
     let all = report(texts);
     assert!(all.findings.is_empty());
+}
+
+#[test]
+fn supervisord_and_the_timeout_of_php_fpm() {
+    let of = |supervisor: &str, timeout: u64, longest| {
+        let fpm = format!("[global]\nprocess_control_timeout = {timeout}\n");
+        found(Texts { supervisor, fpm: &fpm, longest, ..Texts::default() })
+    };
+    let order = "supervisor-stop-order!";
+    assert_eq!(of(SUPERVISED, 10, None), [order]);
+    assert_eq!(of(SUPERVISED, 11, None), ["grace-period-exceeded", order]);
+    assert_eq!(of(SUPERVISED, 20, Some(10)), [order]);
+    let group = format!("{SUPERVISED}killasgroup=true\n");
+    let only_php = |text: &str| {
+        let fpm = "[global]\nprocess_control_timeout = 20\n";
+        let all = report(Texts { supervisor: text, fpm, longest: Some(11), ..Texts::default() }).findings;
+        let of = |f: &&Finding| f.summary.contains("process_control_timeout");
+        all.iter().filter(of).map(|f| (f.severity, f.sub_cause.clone().unwrap())).collect::<Vec<_>>()
+    };
+    assert_eq!(only_php(SUPERVISED), [(Severity::MayLose, "stopwaitsecs".to_owned())]);
+    assert_eq!(only_php(&group), [(Severity::WillLose, "stopwaitsecs".to_owned())]);
+    // nginx has ended by then.
+    assert_eq!(of(&format!("{SUPERVISED}priority=10\n"), 20, None), [""; 0]);
+}
+
+#[test]
+fn a_proxy_before_nginx() {
+    let conf = "http { server { listen 80; location / { proxy_pass http://127.0.0.1:8080; } } }";
+    let app = "    ports: [{containerPort: 8080}]\n";
+    let of = |proxy: &str, app: &str, conf: &str| {
+        let spec = pod("", &[("proxy", "nginx:1.27", proxy), ("app", "nginx:1.27", app)]);
+        let conf = nginx::Facts::read("proxy.conf", conf, &NoFiles).unwrap();
+        let given = Given {
+            nginx: vec![(Some("proxy".into()), conf)],
+            workloads: spec::read("pod.yaml", &spec).unwrap(),
+            edge_idle: EDGE_IDLE_DEFAULT,
+            ..Given::default()
+        };
+        let all = check(&assemble(&given).unwrap()[0]).findings;
+        let one = |f: &Finding| {
+            let sure = if f.severity == Severity::WillLose { "!" } else { "" };
+            format!("{}{sure} {}", f.cause, f.container.as_deref().unwrap_or(""))
+        };
+        let mut all: Vec<String> = all.iter().map(one).collect();
+        all.sort();
+        all
+    };
+    let sleep = hook(SLEEP);
+    // In good order, but too early.
+    let first = of("", &format!("{app}{sleep}"), conf);
+    let early = ["endpoint-race! proxy", "keepalive-race-on-shutdown proxy", "nginx-accept-queue-dropped proxy"];
+    assert_eq!(first, early);
+    let term = "    lifecycle: {stopSignal: SIGTERM}\n";
+    let dropped = ["nginx-accept-queue-dropped proxy", "nginx-fast-shutdown! proxy", "sidecar-gone-first! proxy"];
+    assert_eq!(of(term, &format!("{app}{sleep}"), conf), [&early[..2], &dropped].concat());
+    // Both wait: whoever of them goes first, nobody comes any more.
+    assert_eq!(of(&sleep, &format!("{app}{sleep}"), conf), [""; 0]);
+    assert_eq!(of(&sleep, &format!("{app}{}", hook(r#"["sleep", "9"]"#)), conf), [""; 0]);
+    let fast = hook(SLEEP).replace("}}}", "}}, stopSignal: SIGTERM}");
+    let later = format!("{app}{}", hook(r#"["sleep", "9"]"#));
+    assert_eq!(of(&fast, &later, conf), ["nginx-fast-shutdown! proxy", "sidecar-gone-first! proxy"]);
+    // Not known to be a proxy of it.
+    let other = of(term, &format!("{app}{sleep}"), &conf.replace("8080", "8081"));
+    assert!(!other.iter().any(|f| f.contains("sidecar")), "{other:?}");
+    // Together: each for itself.
+    let both = of(term, app, conf);
+    assert!(!both.iter().any(|f| f.contains("sidecar")), "{both:?}");
+    assert_eq!(both.len(), 7);
+    // A native sidecar, stopped after what is behind it.
+    let spec = "kind: Pod\nspec:\n  initContainers:\n  - {name: proxy, image: nginx, restartPolicy: Always}\n  containers:\n  \
+        - {name: app, image: nginx, ports: [{containerPort: 8080}], lifecycle: {preStop: {sleep: {seconds: 5}}}}\n";
+    let conf = nginx::Facts::read("proxy.conf", conf, &NoFiles).unwrap();
+    let mut given = Given { nginx: vec![(Some("proxy".into()), conf)], ..Given::default() };
+    given.workloads = spec::read("pod.yaml", spec).unwrap();
+    assert_eq!(check(&assemble(&given).unwrap()[0]).findings, []);
+    given.nginx[0].0 = Some("web".into());
+    assert!(assemble(&given).is_err(), "there is no such container");
 }
 
 #[test]

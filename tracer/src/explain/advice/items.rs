@@ -88,6 +88,18 @@ pub fn edge_retry() -> Advice {
     )
 }
 
+/// For what was refused, or answered with 502 in the pod.
+pub fn edge_retry_elsewhere() -> Advice {
+    advice(
+        "edge-retry-idempotent",
+        "edge",
+        "the load balancer or edge in front",
+        "try another pod once, for idempotent requests (nginx: proxy_next_upstream error http_502)",
+        &[],
+        "until the endpoint is removed only the sender can ask somebody else",
+    )
+}
+
 pub fn keepalive_min_timeout() -> Advice {
     let change = format!("keepalive_min_timeout {KEEPALIVE_MIN_S}s;  (nginx 1.27.4 or newer)");
     let why =
@@ -141,18 +153,29 @@ pub fn stop_before_kill() -> Advice {
     )
 }
 
-pub fn exec_in_entrypoint(fpm: bool) -> Advice {
+/// `left`: PID 1 heard the signal, and did not wait for the server.
+pub fn exec_in_entrypoint(fpm: bool, left: bool) -> Advice {
     let (server, signal) = match fpm {
         true => ("exec php-fpm -F", "fpm-stopsignal-sigquit"),
         false => ("exec nginx -g 'daemon off;'", "stopsignal-sigquit"),
+    };
+    let (how, why) = match left {
+        false => (
+            "or put an init such as tini before it",
+            "PID 1 gets no default signal handlers: a shell as PID 1 ignores the stop signal and passes nothing on",
+        ),
+        true => (
+            "so that it is PID 1, or the only child of tini; a script that traps the signal must wait until the server is gone",
+            "when PID 1 ends, the kernel kills whatever else runs in the container",
+        ),
     };
     advice(
         "exec-in-entrypoint",
         "dockerfile",
         "ENTRYPOINT or CMD script of the image",
-        &format!("start the server with `exec` ({server}), or put an init such as tini before it"),
+        &format!("start the server with `exec` ({server}), {how}"),
         &[signal],
-        "PID 1 gets no default signal handlers: a shell as PID 1 ignores the stop signal and passes nothing on",
+        why,
     )
 }
 
@@ -162,7 +185,7 @@ pub fn prestop_command() -> Advice {
         "pod-spec",
         "lifecycle.preStop of the container",
         "replace the command by the sleep below: it failed, so nothing was done before the stop signal",
-        &[],
+        &["prestop-sleep"],
         "a hook that fails does not delay the stop signal; try the command with kubectl exec",
     )
 }
@@ -172,9 +195,9 @@ pub fn native_sidecar() -> Advice {
         "native-sidecar",
         "pod-spec",
         "the proxy's container",
-        "a native sidecar: an initContainer with restartPolicy: Always (Kubernetes 1.29), or a proxy that drains for as long as the app",
-        &[],
-        "native sidecars are stopped after the containers that need them",
+        "a native sidecar: an initContainer with restartPolicy: Always (Kubernetes 1.29); what is below is for the server behind it",
+        &["stopsignal-sigquit", "prestop-sleep", "grace-period"],
+        "native sidecars are stopped after the containers that need them: what that server then still takes is what the pod takes",
     )
 }
 
@@ -189,13 +212,28 @@ pub fn readiness() -> Advice {
     )
 }
 
-pub fn replace_not_restart() -> Advice {
+pub fn keep_nginx_up() -> Advice {
+    advice(
+        "keep-nginx-up",
+        "nginx-conf",
+        "nginx's error log, kubectl logs --previous",
+        "find out why nginx ended, and do away with that; until then have it started again (restartPolicy: Always, the default of a Deployment)",
+        &["readiness-probe", "edge-retry-idempotent"],
+        "from its end until its endpoint is removed every connection is refused, and what it worked on is gone: no setting of the pod keeps those",
+    )
+}
+
+pub fn replace_not_restart(fast: bool) -> Advice {
+    let needs: &[&str] = match fast {
+        true => &["stopsignal-sigquit", "prestop-sleep", "grace-period"],
+        false => &["prestop-sleep", "grace-period"],
+    };
     advice(
         "replace-not-restart",
         "pod-spec",
         "whoever restarts nginx (a liveness probe, supervisorctl, docker restart)",
-        "replace the pod (kubectl rollout restart), or reload with `nginx -s reload`; a liveness probe that only fails when a restart would help",
-        &[],
+        "replace the pod (kubectl rollout restart), with what is below; or reload with `nginx -s reload`; a liveness probe that only fails when a restart would help",
+        needs,
         "a pod whose container is restarted in place stays an endpoint, and nobody listens until nginx is there again",
     )
 }
@@ -220,7 +258,7 @@ pub fn control_timeout(f: &Facts) -> Advice {
         _ => "process_control_timeout = your longest request, in seconds".into(),
     };
     let why = format!(
-        "with 0, the default, a graceful stop kills the children at once. What arrives while it stops is lost all the same. {}",
+        "whoever is still busy after that time is ended; with 0, the default, at once. What arrives while php-fpm stops is lost all the same. {}",
         f.requests()
     );
     let needs = ["nginx-stops-first", "grace-period"];
@@ -266,11 +304,11 @@ pub fn start_fpm_first() -> Advice {
 pub fn keep_fpm_up() -> Advice {
     advice(
         "keep-fpm-up",
-        "pod-spec",
-        "the php-fpm container",
-        "find out why php-fpm ended (kubectl logs --previous), and take the pod out of service while it is down: a readinessProbe of nginx that is answered by php",
-        &[],
-        "until it is started again, everything that needs php is refused",
+        "php-fpm-conf",
+        "php-fpm's error_log, kubectl logs --previous",
+        "find out why php-fpm ended, and do away with that; until then a readinessProbe of nginx that is answered by php, so that nobody is sent here while it is down",
+        &["edge-retry-idempotent"],
+        "from its end until the endpoint is removed everything that needs php is answered with 502: no setting of the pod keeps those",
     )
 }
 
@@ -290,7 +328,7 @@ pub fn listen_backlog() -> Advice {
         "fpm-listen-backlog",
         "php-fpm-conf",
         "pool section of php-fpm, and the node's or the pod's sysctl",
-        "listen.backlog larger than the burst that may wait, and net.core.somaxconn not smaller than that",
+        "listen.backlog = 511, its default, or larger than the burst that may wait, and net.core.somaxconn not smaller than that",
         &["fpm-max-children"],
         "on a unix socket a connect to a full queue fails at once; the queue holds listen.backlog + 1 connections",
     )

@@ -171,21 +171,30 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::WorkerShutdownTimeout if sub_cause == Some("reload") => vec![item::worker_shutdown_timeout(f, false)],
         Cause::WorkerShutdownTimeout => vec![item::worker_shutdown_timeout(f, true), item::grace(f)],
         Cause::GracePeriodExceeded if sub_cause == Some("stopwaitsecs") => vec![item::stopwaitsecs(f), item::grace(f)],
+        Cause::GracePeriodExceeded if sub_cause == Some("process-control-timeout") => {
+            [vec![item::control_timeout(f)], fpm_outlives_nginx(f)].concat()
+        }
+        // What php-fpm is asked by nginx after nginx's own preStop sleep counts as well.
+        Cause::GracePeriodExceeded if fpm => fpm_outlives_nginx(f),
         Cause::GracePeriodExceeded => vec![item::grace(f)],
         Cause::ContainerKilled => [vec![item::stop_before_kill()], graceful(f, fpm)].concat(),
         // What made it crash is not seen: no change of the stop would have kept the request.
-        Cause::Pid1ExitedFirst if matches!(sub_cause, Some("crashed" | "exited")) => Vec::new(),
+        Cause::Pid1ExitedFirst if matches!(sub_cause, Some("crashed" | "exited")) => ended(fpm),
         Cause::Pid1IgnoresStopSignal | Cause::Pid1ExitedFirst => {
-            [vec![item::exec_in_entrypoint(fpm)], graceful(f, fpm)].concat()
+            let left = cause == Cause::Pid1ExitedFirst;
+            [vec![item::exec_in_entrypoint(fpm, left)], graceful(f, fpm)].concat()
         }
         Cause::PrestopFailed => [vec![item::prestop_command()], graceful(f, fpm)].concat(),
-        Cause::SidecarGoneFirst => vec![item::native_sidecar()],
-        Cause::NginxNotListening if sub_cause == Some("restarting") => vec![item::replace_not_restart()],
-        Cause::NginxNotListening => vec![item::readiness()],
+        Cause::SidecarGoneFirst => [vec![item::native_sidecar()], graceful_nginx(f)].concat(),
+        Cause::NginxNotListening if sub_cause == Some("restarting") => {
+            let replaced = if f.fast { graceful_nginx(f) } else { open_until_unused(f) };
+            [vec![item::replace_not_restart(f.fast)], replaced].concat()
+        }
+        Cause::NginxNotListening => ended(false),
         Cause::FpmControlTimeoutZero => [vec![item::control_timeout(f)], fpm_outlives_nginx(f)].concat(),
         Cause::FpmFastShutdown => graceful_fpm(f),
         Cause::FpmNotListening if sub_cause == Some("not-started") => vec![item::start_fpm_first()],
-        Cause::FpmNotListening if sub_cause == Some("crashed") => vec![item::keep_fpm_up()],
+        Cause::FpmNotListening if matches!(sub_cause, Some("crashed" | "exited")) => ended(true),
         Cause::FpmAcceptQueueDropped | Cause::FpmNotListening => fpm_outlives_nginx(f),
         Cause::FpmListenQueueFull => vec![item::max_children(), item::listen_backlog()],
         Cause::SupervisorStopOrder => {
@@ -197,6 +206,14 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         | Cause::RequesterReset
         | Cause::DeliberateClose
         | Cause::Unexplained => Vec::new(),
+    }
+}
+
+/// A server that ended by itself.
+fn ended(fpm: bool) -> Vec<Advice> {
+    match fpm {
+        true => vec![item::keep_fpm_up(), item::edge_retry_elsewhere()],
+        false => vec![item::keep_nginx_up(), item::readiness(), item::edge_retry_elsewhere()],
     }
 }
 
