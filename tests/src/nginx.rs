@@ -185,9 +185,16 @@ impl Nginx {
     }
 
     /// Starts a proxy on port 80, an edge or a sidecar by its name, that passes everything on to `to` over at most `keepalive`
-    /// idle connections.
-    pub fn start_proxy(pod: &Pod, dir: &Dir, name: &str, to: SocketAddr, keepalive: u32) -> Result<Self> {
-        let files = Files::new(dir, name, binary()?, |base| render_proxy(base, to, keepalive))?;
+    /// idle connections; what fails there, once more to `other`.
+    pub fn start_proxy(
+        pod: &Pod,
+        dir: &Dir,
+        name: &str,
+        to: SocketAddr,
+        other: Option<SocketAddr>,
+        keepalive: u32,
+    ) -> Result<Self> {
+        let files = Files::new(dir, name, binary()?, |base| render_proxy(base, to, other, keepalive))?;
         Self::run(pod, files, name, &NginxConf::default(), &[80])
     }
 
@@ -328,10 +335,12 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
     frame(base, conf.workers, &conf.main_extra, &http)
 }
 
-fn render_proxy(base: &Path, pod: SocketAddr, keepalive: u32) -> String {
+fn render_proxy(base: &Path, pod: SocketAddr, other: Option<SocketAddr>, keepalive: u32) -> String {
+    let backup = other.map_or(String::new(), |other| format!("server {other} backup;"));
+    let again = if other.is_some() { "error http_502" } else { "off" };
     let http = format!(
         r#"  keepalive_requests 100000000;
-  upstream pod {{ server {pod} max_fails=0; keepalive {keepalive}; keepalive_requests 100000000; }}
+  upstream pod {{ server {pod} max_fails=0; {backup} keepalive {keepalive}; keepalive_requests 100000000; }}
   server {{
     listen 80;
     listen [::]:80 ipv6only=on;
@@ -339,7 +348,7 @@ fn render_proxy(base: &Path, pod: SocketAddr, keepalive: u32) -> String {
       proxy_pass http://pod;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
-      proxy_next_upstream off;
+      proxy_next_upstream {again};
       proxy_request_buffering off;
     }}
   }}"#

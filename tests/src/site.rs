@@ -22,6 +22,8 @@ pub struct SiteConf {
     pub fpm: Option<FpmConf>,
     /// An edge nginx between client and pod, with so many idle connections kept.
     pub edge: Option<u32>,
+    /// Another pod of the same kind, which the edge asks once what this one does not answer.
+    pub replica: bool,
     /// The path into the pod goes through a tun forwarder; else through a veth pair.
     pub trouble: Option<Trouble>,
     /// nginx and php-fpm in one container, under a supervisord with default priorities: `Site::nginx` is that container,
@@ -40,6 +42,7 @@ pub struct Site {
     pub fpm: Option<Fpm>,
     pub sidecar: Option<Nginx>,
     pub edge: Option<Edge>,
+    pub replica: Option<Replica>,
     pub tun: Option<Tun>,
     pub pod: Pod,
     pub client: Netns,
@@ -72,6 +75,29 @@ impl Territory {
 
     pub fn has(&self, claim: &Claim) -> bool {
         self.owns(claim.server.map(|a| a.ip()), claim.netns) || self.owns(claim.requester.map(|a| a.ip()), claim.netns)
+    }
+}
+
+/// The other pod of a site.
+#[derive(Debug)]
+pub struct Replica {
+    pub nginx: Nginx,
+    pub fpm: Option<Fpm>,
+    pub pod: Pod,
+    pub link: Link,
+    pub dir: Dir,
+}
+
+impl Replica {
+    fn start(conf: &SiteConf, before: &Netns) -> Result<Self> {
+        let dir = Dir::new()?;
+        let www = dir.open_subdir("www")?;
+        let pod = Pod::with("replica", conf.pod)?;
+        let link = veth(before, &pod.netns)?;
+        let fpm = conf.fpm.as_ref().map(|f| Fpm::start(&pod, &dir, &www, f)).transpose()?;
+        let fastcgi = fpm.as_ref().map(|f| f.address.clone());
+        let nginx = Nginx::start(&pod, &dir, &www, &NginxConf { fastcgi, ..conf.nginx.clone() })?;
+        Ok(Self { nginx, fpm, pod, link, dir })
     }
 }
 
@@ -114,20 +140,23 @@ impl Site {
                 (Nginx::start(&pod, &dir, &www, &nginx_conf)?, fpm, php)
             }
         };
+        let replica = edge_pod.as_ref().filter(|_| conf.replica).map(|edge| Replica::start(conf, &edge.netns));
+        let replica = replica.transpose()?;
         let edge = match (edge_pod, conf.edge) {
             (Some(edge_pod), Some(keepalive)) => {
                 let front = veth(&client, &edge_pod.netns)?;
-                let pod_addr = SocketAddr::new(link.right4.into(), conf.nginx.port);
-                let nginx = Nginx::start_proxy(&edge_pod, &dir, "edge", pod_addr, keepalive)?;
+                let addr = |link: &Link| SocketAddr::new(link.right4.into(), conf.nginx.port);
+                let other = replica.as_ref().map(|other| addr(&other.link));
+                let nginx = Nginx::start_proxy(&edge_pod, &dir, "edge", addr(&link), other, keepalive)?;
                 Some(Edge { nginx, pod: edge_pod, link: front })
             }
             _ => None,
         };
         let behind = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), conf.nginx.port);
-        let sidecar = || Nginx::start_proxy(&pod, &dir, "sidecar", behind, 16);
+        let sidecar = || Nginx::start_proxy(&pod, &dir, "sidecar", behind, None, 16);
         let sidecar = conf.sidecar.then(sidecar).transpose()?;
         let port = if sidecar.is_some() { 80 } else { conf.nginx.port };
-        Ok(Self { nginx, fpm, sidecar, edge, tun, pod, client, link, dir, php, port })
+        Ok(Self { nginx, fpm, sidecar, edge, replica, tun, pod, client, link, dir, php, port })
     }
 
     /// The pod's port, nginx's or its sidecar's, by IPv4 or IPv6. Reached from the client unless there is an edge.

@@ -8,11 +8,11 @@ use nix::sys::signal::Signal::{self, SIGQUIT, SIGTERM};
 use std::time::Duration;
 use why502::explain::advice;
 use why502::model::incident::{Advice, Cause};
-use why502_tests::advised::{Act, Plan, Traffic, unhappy};
+use why502_tests::advised::{Act, Plan, Server, Stage, Traffic, unhappy};
 use why502_tests::guard;
 use why502_tests::kubelet::{Deletion, PreStop, Stop};
 use why502_tests::nginx::NginxConf;
-use why502_tests::php::FpmConf;
+use why502_tests::php::{FpmConf, FpmListen};
 use why502_tests::pod::Pid1;
 use why502_tests::scene::{Watch, keep};
 use why502_tests::site::SiteConf;
@@ -29,6 +29,11 @@ fn slept(signal: Signal, seconds: u64) -> Stop {
     Stop { pre_stop: Some(PreStop::Sleep(Duration::from_secs(seconds))), ..stop(signal) }
 }
 
+fn hook(signal: Signal, words: &[&str]) -> Stop {
+    let words = words.iter().map(ToString::to_string).collect();
+    Stop { pre_stop: Some(PreStop::Exec(words)), ..stop(signal) }
+}
+
 /// nginx is stopped with this; php-fpm outlives the scenario.
 fn plan(nginx: Stop) -> Plan {
     let fpm = FpmConf { children: 28, process_control_timeout: 10, ..FpmConf::default() };
@@ -39,6 +44,8 @@ fn plan(nginx: Stop) -> Plan {
         nginx,
         quit_hook: false,
         fpm: None,
+        proxy: stop(SIGTERM),
+        told: false,
     }
 }
 
@@ -63,6 +70,7 @@ fn proven_with(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, more: i
         let rest = better.apply(&set);
         more(&mut better);
         let ids: Vec<String> = set.iter().map(|a| format!("{} {:?}", a.id, a.value)).collect();
+        // Without an edge in front there is nobody who could.
         let known = ["edge-retry-idempotent", "keepalive-min-timeout"];
         ensure!(rest.iter().all(|id| known.contains(&id.as_str())), "{cause}: no way here to do {rest:?}");
         let again = second(cause, &better, traffic)?;
@@ -71,12 +79,23 @@ fn proven_with(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, more: i
     Ok(())
 }
 
+fn watch(stage: &Stage, plan: &Plan) -> Result<Watch> {
+    // Failed connects to unix sockets are seen on any kernel.
+    let mut more = vec!["--unix-connect".to_owned(), "syscalls".to_owned()];
+    if plan.told {
+        let file = stage.site.dir.join("pod.yaml");
+        std::fs::write(&file, plan.spec(&stage.site)?)?;
+        more.extend(["--pod-spec".to_owned(), file.display().to_string()]);
+    }
+    Watch::with(&stage.site, &more.iter().map(String::as_str).collect::<Vec<&str>>())
+}
+
 /// How many were lost, and the advice for those of the cause. Some races are not lost by every stop.
 fn first(cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<(usize, Vec<Advice>)> {
     let mut seen = Vec::new();
     for _ in 0..5 {
         let stage = plan.stage()?;
-        let watch = Watch::of(&stage.site)?;
+        let watch = watch(&stage, plan)?;
         let (over, _) = stage.play(traffic)?;
         let lost = over.lost(&[502]);
         watch.tracer.wait_for(lost, &over.site)?;
@@ -103,12 +122,17 @@ fn first(cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<(usize, Vec<Adv
 /// Requests; an error when one of them was not answered as it should have been, or why502 says so.
 fn second(cause: Cause, plan: &Plan, traffic: &Traffic) -> Result<usize> {
     let stage = plan.stage()?;
-    let watch = Watch::of(&stage.site)?;
+    let watch = watch(&stage, plan)?;
     let (over, stopped) = stage.play(traffic)?;
     let unhappy = unhappy(&over);
     watch.tracer.wait_for(usize::from(!unhappy.is_empty()), &over.site)?;
     let said = watch.tracer.stop()?;
-    let claims = said.claims(&over.site);
+    let mut claims = said.claims(&over.site);
+    if plan.site.replica {
+        // What another pod answers in the end is lost in this one all the same.
+        ensure!(!claims.is_empty(), "{cause}: nothing happened to the pod");
+        claims.clear();
+    }
     if !unhappy.is_empty() || !claims.is_empty() {
         keep(None, &format!("advised {cause}"), &watch.recording, &over.requests).context("keeping the deviation")?;
     }
@@ -261,6 +285,147 @@ fn fpm_as_a_sidecar() -> Result<()> {
 }
 
 #[test]
+fn fpm_process_control_timeout_too_short() -> Result<()> {
+    let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
+    let plan = with_fpm(2, 28, stop(SIGQUIT));
+    proven("fpm_process_control_timeout_too_short", Cause::GracePeriodExceeded, &plan, &traffic)
+}
+
+/// php-fpm is killed at the end of the grace period, and nginx has long ended by then.
+#[test]
+fn grace_period_exceeded_by_fpm() -> Result<()> {
+    let mut plan = with_fpm(20, 28, stop(SIGQUIT));
+    plan.deletion.grace = Duration::from_secs(4);
+    let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
+    proven("grace_period_exceeded_by_fpm", Cause::GracePeriodExceeded, &plan, &traffic)
+}
+
+/// More at once than children and queue can hold.
+#[test]
+fn fpm_listen_queue_full() -> Result<()> {
+    let mut plan = Plan { act: Act::Nothing(2000), ..plan(slept(SIGQUIT, 5)) };
+    plan.site.fpm = Some(FpmConf { listen: FpmListen::Unix, children: 4, backlog: Some(2), ..FpmConf::default() });
+    let traffic = Traffic { in_php: 4, fast: 0, answered: 0, ..Traffic::default() };
+    proven("fpm_listen_queue_full", Cause::FpmListenQueueFull, &plan, &traffic)
+}
+
+#[test]
+fn fpm_started_late() -> Result<()> {
+    let plan = Plan { act: Act::LateFpm(1500), ..plan(slept(SIGQUIT, 5)) };
+    let traffic = Traffic { slow: 0, in_php: 0, paths: &["/fast.php"], answered: 0, ..Traffic::default() };
+    proven("fpm_started_late", Cause::FpmNotListening, &plan, &traffic)
+}
+
+/// A pod behind an edge, one of whose servers crashes.
+fn crashing(server: Server) -> Plan {
+    let mut plan = Plan { act: Act::Crash(server, 3000), ..plan(slept(SIGQUIT, 5)) };
+    plan.site.edge = Some(32);
+    // The master is no PID 1, which no fatal signal from outside would end.
+    match server {
+        Server::Nginx => plan.site.nginx.pid1 = Pid1::Shell,
+        Server::PhpFpm => plan.site.fpm.iter_mut().for_each(|fpm| fpm.pid1 = Pid1::Shell),
+    }
+    plan
+}
+
+#[test]
+fn nginx_crashed() -> Result<()> {
+    proven("nginx_crashed", Cause::NginxNotListening, &crashing(Server::Nginx), &Traffic::default())
+}
+
+#[test]
+fn fpm_crashed() -> Result<()> {
+    proven("fpm_crashed", Cause::FpmNotListening, &crashing(Server::PhpFpm), &Traffic::default())
+}
+
+/// nginx is stopped and started again, and its pod goes on being asked.
+fn restarted() -> (Plan, Traffic) {
+    let plan = Plan { act: Act::Restart(1500), ..plan(stop(SIGTERM)) };
+    (plan, Traffic { slow: 0, in_php: 0, keep_alive: false, ..Traffic::default() })
+}
+
+#[test]
+fn nginx_restarted() -> Result<()> {
+    let (plan, traffic) = restarted();
+    proven("nginx_restarted", Cause::NginxNotListening, &plan, &traffic)
+}
+
+/// The other way of the same advice.
+#[test]
+fn nginx_reloaded_instead() -> Result<()> {
+    let (plan, traffic) = restarted();
+    let reload = |plan: &mut Plan| plan.act = Act::Reload(1500);
+    proven_with("nginx_reloaded_instead", Cause::NginxNotListening, &plan, &traffic, reload)
+}
+
+/// A proxy of the pod is stopped before the nginx behind it, whose hook shows that the whole pod is stopped.
+fn proxied(seconds: u64) -> Plan {
+    let mut plan = Plan { told: true, ..plan(hook(SIGTERM, &["/bin/sleep", &seconds.to_string()])) };
+    (plan.site.sidecar, plan.site.nginx.port) = (true, 8080);
+    plan
+}
+
+#[test]
+fn sidecar_gone_first() -> Result<()> {
+    proven("sidecar_gone_first", Cause::SidecarGoneFirst, &proxied(2), &Traffic::default())
+}
+
+#[test]
+fn a_native_sidecar_is_not_enough() -> Result<()> {
+    let plan = proxied(1);
+    let name = "a_native_sidecar_is_not_enough";
+    not_enough(name, Cause::SidecarGoneFirst, &plan, &Traffic::default(), &["native-sidecar"])
+}
+
+/// An option that no shell has.
+const MISTYPED: [&str; 3] = ["/bin/sh", "-SIGQUIT", "1"];
+
+#[test]
+fn prestop_failed() -> Result<()> {
+    let plan = Plan { told: true, ..plan(hook(SIGTERM, &MISTYPED)) };
+    proven("prestop_failed", Cause::PrestopFailed, &plan, &Traffic::default())
+}
+
+#[test]
+fn prestop_failed_of_fpm() -> Result<()> {
+    let plan = Plan { told: true, ..with_fpm(0, 28, hook(SIGTERM, &MISTYPED)) };
+    proven("prestop_failed_of_fpm", Cause::PrestopFailed, &plan, &Traffic::default())
+}
+
+/// A shell whose trap tells nginx to finish, and which does not wait for it.
+#[test]
+fn pid_1_exits_first() -> Result<()> {
+    let mut plan = plan(stop(SIGQUIT));
+    plan.site.nginx.pid1 = Pid1::TrapEndsFirst;
+    proven("pid_1_exits_first", Cause::Pid1ExitedFirst, &plan, &Traffic::default())
+}
+
+#[test]
+fn runit_exits_first() -> Result<()> {
+    if let Some(why) = Pid1::Runit.lacks() {
+        println!("runit_exits_first: skipped: {why}");
+        return Ok(());
+    }
+    let mut plan = plan(stop(SIGTERM));
+    plan.site.nginx.pid1 = Pid1::Runit;
+    proven("runit_exits_first", Cause::Pid1ExitedFirst, &plan, &Traffic::default())
+}
+
+#[test]
+fn supervisord_waits_too_short() -> Result<()> {
+    if let Err(why) = supervised::binary() {
+        println!("supervisord: skipped: {why}");
+        return Ok(());
+    }
+    let mut plan = plan(slept(SIGTERM, 2));
+    plan.site.fpm = Some(FpmConf { children: 28, process_control_timeout: 20, ..FpmConf::default() });
+    plan.site.supervised = true;
+    (plan.site.supervisor.nginx_first, plan.site.supervisor.stopwaitsecs) = (true, Some(2));
+    let traffic = Traffic { slow_ms: 8000, ..Traffic::default() };
+    proven("supervisord_waits_too_short", Cause::GracePeriodExceeded, &plan, &traffic)
+}
+
+#[test]
 fn supervisor_stop_order() -> Result<()> {
     if let Err(why) = supervised::binary() {
         println!("supervisord: skipped: {why}");
@@ -285,6 +450,22 @@ fn not_enough(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, only: &[
     let again = unhappy(&over);
     println!("{cause}: lost {lost}, with {only:?} alone {}", again.len());
     ensure!(!again.is_empty(), "{cause}: {only:?} alone was enough");
+    Ok(())
+}
+
+/// The edge's part keeps idempotent requests whatever the pod does, also on kept connections that nginx has just closed.
+#[test]
+fn an_edge_that_asks_another_pod_is_enough() -> Result<()> {
+    let name = "an_edge_that_asks_another_pod_is_enough";
+    let Some(_turn) = proofs::turn(name)? else { return Ok(()) };
+    let mut plan = plan(stop(SIGQUIT));
+    (plan.site.edge, plan.deletion.propagation) = (Some(32), Duration::from_secs(3));
+    let traffic = Traffic { slow: 0, in_php: 0, fast: 40, think: Duration::ZERO, answered: 1000, ..Traffic::default() };
+    let (lost, set) = first(Cause::EndpointRace, &plan, &traffic)?;
+    ensure!(set.iter().all(|a| a.id != "edge-retry-idempotent"), "refused connections are the pod's to prevent");
+    plan.site.replica = true;
+    let again = second(Cause::EndpointRace, &plan, &traffic)?;
+    println!("{name}: lost {lost}, then of {again} requests none");
     Ok(())
 }
 

@@ -4,7 +4,6 @@
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal::{self, SIGKILL, SIGQUIT, SIGTERM};
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -47,6 +46,8 @@ fn plan(nginx: Stop) -> Plan {
         nginx,
         quit_hook: false,
         fpm: None,
+        proxy: stop(SIGTERM),
+        told: true,
     }
 }
 
@@ -55,44 +56,6 @@ fn with_fpm(nginx: Stop, control_timeout: u32, children: u32, fpm: Stop) -> Plan
     let mut plan = Plan { fpm: Some(fpm), ..plan(nginx) };
     plan.site.fpm = Some(FpmConf { children, process_control_timeout: control_timeout, ..FpmConf::default() });
     plan
-}
-
-/// The plan as a pod's spec. What it does not say of its images is their Dockerfiles' part.
-fn spec(plan: &Plan, site: &Site) -> Result<String> {
-    let grace = plan.deletion.grace.as_secs();
-    let mut text = format!("kind: Pod\nmetadata: {{name: web}}\nspec:\n  terminationGracePeriodSeconds: {grace}\n");
-    let container = |text: &mut String, name: &str, stop: &Stop, more: &str| -> Result<()> {
-        let signal = stop.signal.as_str();
-        _ = write!(text, "  - name: {name}\n    image: registry.example/{name}:1\n{more}    lifecycle:\n");
-        _ = writeln!(text, "      stopSignal: {signal}");
-        match &stop.pre_stop {
-            None => {}
-            Some(PreStop::Sleep(time)) => {
-                _ = writeln!(text, "      preStop: {{sleep: {{seconds: {}}}}}", time.as_secs())
-            }
-            Some(PreStop::Exec(argv)) => {
-                _ = writeln!(text, "      preStop: {{exec: {{command: {}}}}}", serde_json::to_string(argv)?);
-            }
-        }
-        Ok(())
-    };
-    let mut nginx = plan.nginx.clone();
-    if plan.quit_hook {
-        let words = site.nginx.argv.iter().map(|w| w.to_string_lossy().into_owned());
-        nginx.pre_stop = Some(PreStop::Exec(words.chain(["-s", "quit"].map(String::from)).collect()));
-    }
-    let sidecar = plan.fpm.as_ref().is_none_or(|fpm| fpm.sidecar) && site.fpm.is_some();
-    if sidecar {
-        text += "  initContainers:\n";
-        let fpm = plan.fpm.clone().unwrap_or_else(|| stop(SIGQUIT));
-        container(&mut text, "php-fpm", &fpm, "    restartPolicy: Always\n")?;
-    }
-    text += "  containers:\n";
-    container(&mut text, "nginx", &nginx, "")?;
-    if let (Some(fpm), false) = (&plan.fpm, sidecar) {
-        container(&mut text, "php-fpm", fpm, "")?;
-    }
-    Ok(text)
 }
 
 /// `why502 check` of the running pod.
@@ -129,7 +92,7 @@ struct Played {
 fn play(name: &str, plan: &Plan, traffic: &Traffic, more: &[&str]) -> Result<Played> {
     let stage = plan.stage()?;
     let file = stage.site.dir.join("pod.yaml");
-    std::fs::write(&file, spec(plan, &stage.site)?)?;
+    std::fs::write(&file, plan.spec(&stage.site)?)?;
     let (findings, _) = checked(&stage.site, &file, more)?;
     let pod_spec = file.to_string_lossy().into_owned();
     // Failed connects to unix sockets are seen on any kernel.
@@ -186,9 +149,13 @@ fn proven(name: &str, cause: Cause, plan: &Plan, traffic: &Traffic, more: &[&str
 
 /// Nothing is found, and nothing is lost.
 fn clean(name: &str, plan: &Plan) -> Result<()> {
+    clean_with(name, plan, &Traffic::default())
+}
+
+fn clean_with(name: &str, plan: &Plan, traffic: &Traffic) -> Result<()> {
     let Some(_turn) = proofs::turn(name)? else { return Ok(()) };
     let longest = LONGEST_S.to_string();
-    let p = play(name, plan, &Traffic::default(), &["--longest-request", &longest])?;
+    let p = play(name, plan, traffic, &["--longest-request", &longest])?;
     ensure!(p.will.is_empty() && p.may.is_empty(), "{name}: found will {:?}, may {:?}", p.will, p.may);
     ensure!(p.unhappy.is_empty() && p.incidents == 0, "{name}: lost {:?}: {}", p.lost, p.unhappy.join("\n"));
     println!("{name}: nothing found, nothing lost");
@@ -319,6 +286,61 @@ fn fpm_fast_shutdown() -> Result<()> {
     proven("fpm_fast_shutdown", Cause::FpmFastShutdown, &plan, &Traffic::default(), &[])
 }
 
+#[test]
+fn fpm_process_control_timeout_too_short() -> Result<()> {
+    let plan = with_fpm(slept(SIGQUIT, 2), 2, 28, stop(SIGQUIT));
+    let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
+    let name = "fpm_process_control_timeout_too_short";
+    proven(name, Cause::GracePeriodExceeded, &plan, &traffic, &["--longest-request", "6"])
+}
+
+#[test]
+fn grace_shorter_than_process_control_timeout() -> Result<()> {
+    let mut plan = with_fpm(slept(SIGQUIT, 2), 20, 28, stop(SIGQUIT));
+    plan.deletion.grace = Duration::from_secs(4);
+    let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
+    proven("grace_shorter_than_process_control_timeout", Cause::GracePeriodExceeded, &plan, &traffic, &[])
+}
+
+#[test]
+fn grace_shorter_than_worker_shutdown_timeout() -> Result<()> {
+    let mut plan = plan(slept(SIGQUIT, 2));
+    plan.site.nginx = NginxConf { main_extra: "worker_shutdown_timeout 10s;".into(), ..NginxConf::default() };
+    plan.deletion.grace = Duration::from_secs(4);
+    let traffic = Traffic { slow_ms: 6000, ..Traffic::default() };
+    proven("grace_shorter_than_worker_shutdown_timeout", Cause::GracePeriodExceeded, &plan, &traffic, &[])
+}
+
+/// A proxy in the pod, told at once, before an nginx that waits: by a command, which shows that the whole pod is stopped.
+fn proxied(proxy: Stop) -> Plan {
+    let mut plan = Plan { proxy, ..plan(hook(SIGQUIT, &["/bin/sleep", "5"])) };
+    (plan.site.sidecar, plan.site.nginx.port) = (true, 8080);
+    plan
+}
+
+#[test]
+fn sidecar_gone_first() -> Result<()> {
+    proven("sidecar_gone_first", Cause::SidecarGoneFirst, &proxied(stop(SIGTERM)), &Traffic::default(), &[])
+}
+
+/// It drops nothing, but nobody can connect any more.
+#[test]
+fn a_proxy_that_ends_first_in_good_order() -> Result<()> {
+    let plan = proxied(stop(SIGQUIT));
+    proven("a_proxy_that_ends_first_in_good_order", Cause::EndpointRace, &plan, &Traffic::default(), &[])
+}
+
+#[test]
+fn clean_with_a_proxy_as_a_native_sidecar() -> Result<()> {
+    let plan = proxied(Stop { sidecar: true, ..stop(SIGTERM) });
+    clean("clean_with_a_proxy_as_a_native_sidecar", &plan)
+}
+
+#[test]
+fn clean_with_a_proxy_that_waits() -> Result<()> {
+    clean("clean_with_a_proxy_that_waits", &proxied(slept(SIGQUIT, 5)))
+}
+
 /// More requests than children: some wait in the queue, and php-fpm takes none of them any more.
 #[test]
 fn fpm_accept_queue_dropped() -> Result<()> {
@@ -383,6 +405,18 @@ fn supervisord_kills_what_takes_longer() -> Result<()> {
     )
 }
 
+/// Its whole process group: else the children outlive their master, and nginx still gets their answers.
+#[test]
+fn supervisord_waits_less_than_php_fpm() -> Result<()> {
+    let Some(mut plan) = supervised_plan(1) else { return Ok(()) };
+    (plan.site.supervisor.stopwaitsecs, plan.site.supervisor.killasgroup) = (Some(2), true);
+    plan.site.fpm = Some(FpmConf { children: 28, process_control_timeout: 20, ..FpmConf::default() });
+    plan.deletion.propagation = Duration::from_secs(4);
+    let traffic = Traffic { slow_ms: 8000, ..Traffic::default() };
+    let name = "supervisord_waits_less_than_php_fpm";
+    proven(name, Cause::SupervisorStopOrder, &plan, &traffic, &["--longest-request", "8"])
+}
+
 #[test]
 fn clean_with_a_sidecar() -> Result<()> {
     clean("clean_with_a_sidecar", &plan(slept(SIGQUIT, 5)))
@@ -391,6 +425,14 @@ fn clean_with_a_sidecar() -> Result<()> {
 #[test]
 fn clean_with_php_fpm_that_waits_longer() -> Result<()> {
     clean("clean_with_php_fpm_that_waits_longer", &with_fpm(slept(SIGQUIT, 5), 0, 28, slept(SIGQUIT, 5 + LONGEST_S)))
+}
+
+/// It is told while nginx still waits for its last answers.
+#[test]
+fn clean_with_php_fpm_that_has_the_time() -> Result<()> {
+    let mut plan = with_fpm(slept(SIGQUIT, 5), 10, 28, slept(SIGQUIT, 6));
+    plan.deletion.propagation = Duration::from_millis(4500);
+    clean_with("clean_with_php_fpm_that_has_the_time", &plan, &Traffic { slow_ms: 2600, ..Traffic::default() })
 }
 
 /// SIGTERM, and a hook that quits nginx and waits for it.
@@ -416,4 +458,13 @@ fn clean_under_supervisord() -> Result<()> {
     let Some(mut plan) = supervised_plan(5) else { return Ok(()) };
     plan.site.supervisor.nginx_first = true;
     clean("clean_under_supervisord", &plan)
+}
+
+/// By the time of php-fpm's turn nobody needs it, however long it may take.
+#[test]
+fn clean_under_supervisord_with_a_long_timeout() -> Result<()> {
+    let Some(mut plan) = supervised_plan(5) else { return Ok(()) };
+    plan.site.supervisor.nginx_first = true;
+    plan.site.fpm = Some(FpmConf { children: 28, process_control_timeout: 20, ..FpmConf::default() });
+    clean("clean_under_supervisord_with_a_long_timeout", &plan)
 }

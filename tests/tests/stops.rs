@@ -32,6 +32,8 @@ fn played(signal: Signal) -> Result<Played> {
         deletion: Deletion { propagation: Duration::from_millis(800), ..Deletion::default() },
         nginx: kubelet::Stop { signal, ..kubelet::Stop::default() },
         quit_hook: false,
+        proxy: kubelet::Stop::default(),
+        told: false,
         fpm: None,
     };
     let traffic = Traffic { keep_alive: false, paths: &["/static"], ..Traffic::default() };

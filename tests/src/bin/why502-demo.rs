@@ -179,6 +179,8 @@ fn acts() -> [Story; 5] {
         deletion: Deletion { propagation: Duration::from_millis(1000), ..Deletion::default() },
         nginx: Stop::default(),
         quit_hook: false,
+        proxy: Stop::default(),
+        told: false,
         fpm: Some(Stop { sidecar: true, ..quit.clone() }),
     };
     let traffic = Traffic { slow: 8, in_php: 8, slow_ms: 900, fast: 8, answered: 500, ..Traffic::default() };
