@@ -2,7 +2,7 @@
 //!
 //! Order: `Started`, `Clock`, the cgroups, processes and listeners (TCP and AF_UNIX) of the start-up scan, `Ready`; then per batch: losses,
 //! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds and when the wall clock was set,
-//! `StopCounters` that changed, and a `Tick` up to which all events were fed. Attach first, then scan: what happens in
+//! what container runtimes say, `StopCounters` that changed, and a `Tick` up to which all events were fed. Attach first, then scan: what happens in
 //! between is in the ring and follows after `Ready`, with its time.
 
 mod check;
@@ -10,6 +10,7 @@ mod facts;
 mod filter;
 mod fpm;
 mod listening;
+mod names;
 mod stop_counters;
 mod unix_connect;
 
@@ -23,7 +24,7 @@ use crate::probes::load::{LoadError, Probes, Settings};
 use crate::probes::tables::{Listeners, Skip, Stops, TableError};
 use crate::ring::counters::{Counters, HookTotals};
 use crate::ring::drain::{Batch, Drain};
-use crate::sources::{cgroups, procfs};
+use crate::sources::{cgroups, procfs, runtimes};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -75,6 +76,8 @@ pub struct Options {
     pub check: bool,
     /// How failed connects to unix sockets are seen.
     pub unix_connect: UnixConnect,
+    /// Which container runtimes are asked for names.
+    pub runtimes: runtimes::Wish,
 }
 
 impl Default for Options {
@@ -88,6 +91,7 @@ impl Default for Options {
             filter: true,
             check: true,
             unix_connect: UnixConnect::default(),
+            runtimes: runtimes::Wish::default(),
         }
     }
 }
@@ -148,6 +152,7 @@ pub struct Live {
     clocks: facts::Clocks,
     fresh_fpm: fpm::Fresh,
     strangers: listening::Strangers,
+    names: names::Names,
     root: PathBuf,
     /// Events were given since the last tick.
     unticked: bool,
@@ -165,6 +170,9 @@ impl Live {
     async fn start_with(options: Options, adjust: impl FnOnce(&mut Globals)) -> Result<Live, LiveError> {
         let root = options.root.as_path();
         let rights = Rights::read(Path::new("/"));
+        let io = |what| move |source| LiveError::Io { what, source };
+        // First: they answer while the probes are loaded.
+        let mut names = names::Names::start(root, &options.runtimes).map_err(io("cannot start a thread"))?;
         let mounts = Mounts::read(root);
         let mut globals = globals(root, &mounts)?;
         adjust(&mut globals);
@@ -175,7 +183,6 @@ impl Live {
 
         let started = clock::boot_ns();
         probes.attach()?;
-        let io = |what| move |source| LiveError::Io { what, source };
         let mut drain = Drain::new(ring).map_err(io("cannot wait for the ring buffer"))?;
         let mut degraded = degradations(&globals, &mounts, rights, &probes);
         degraded.extend(options.unix_connect.degraded(&probes.status()));
@@ -217,9 +224,11 @@ impl Live {
         let mut clocks = facts::Clocks::default();
         pending.extend(clocks.due(clock::sample()));
         let mut seen = facts::Seen::default();
+        // Before the cgroups: they ask for what is not known yet.
+        pending.extend(names.listed().await);
         for fact in known {
             seen.first(fact.hierarchy, fact.id);
-            pending.push(Input::Cgroup(fact));
+            pending.push(names.cgroup(fact));
         }
         pending.extend(scan.processes.into_iter().map(Input::Process));
         pending.extend(scan.listeners.into_iter().map(Input::Listener));
@@ -254,6 +263,7 @@ impl Live {
             clocks,
             fresh_fpm: fpm::Fresh::default(),
             strangers: listening::Strangers::default(),
+            names,
             root: options.root,
             unticked: false,
             more: false,
@@ -339,7 +349,8 @@ impl Live {
             self.warn(format!("a record could not be decoded: {e}"));
         }
         let mut out: Vec<Input> = losses.into_iter().map(Input::Loss).collect();
-        out.extend(self.resolver.due(now).into_iter().map(Input::Cgroup));
+        out.extend(self.resolver.due(now).into_iter().map(|fact| self.names.cgroup(fact)));
+        out.extend(self.names.due());
         out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
         out.extend(self.strangers.due(&self.root, now));
         for event in batch.events {
@@ -395,7 +406,7 @@ impl Live {
         for (hierarchy, id) in facts::cgroups(&event) {
             if self.seen.first(hierarchy, id) {
                 // None: the tree was walked a moment ago; `due()` tells later.
-                out.extend(self.resolver.try_resolve(id, hierarchy, now).map(Input::Cgroup));
+                out.extend(self.resolver.try_resolve(id, hierarchy, now).map(|fact| self.names.cgroup(fact)));
             }
         }
         self.fresh_fpm.observe(&event);

@@ -2,17 +2,18 @@
 //! detaches them at once.
 
 use super::output::OutputArgs;
+use super::runtime::RuntimeArgs;
 use crate::kernel::btf;
 use crate::kernel::host::{CAPABILITIES, Host, Mounts, Rights};
 use crate::live::{Live, Options};
 use crate::model::Input;
 use crate::model::input::{Degraded, HookState, HookStatus, Started};
 use crate::sinks::escape::escape;
+use crate::sources::runtimes::{self, Found, Wish};
 use anyhow::Context;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -28,19 +29,10 @@ Exit code 1 when why502 cannot work here; what is only degraded is told and does
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
     #[command(flatten)]
+    runtime: RuntimeArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
-
-/// Where runtimes listen by default.
-const SOCKETS: &[(&str, &str)] = &[
-    ("containerd", "run/containerd/containerd.sock"),
-    ("containerd", "run/k3s/containerd/containerd.sock"),
-    ("containerd", "var/snap/microk8s/common/run/containerd.sock"),
-    ("cri-o", "run/crio/crio.sock"),
-    ("docker", "run/docker.sock"),
-    ("cri-dockerd", "run/cri-dockerd.sock"),
-    ("podman", "run/podman/podman.sock"),
-];
 
 /// The findings; this is the JSON as well.
 #[derive(Debug, Serialize)]
@@ -84,13 +76,18 @@ struct CgroupLayout {
 
 #[derive(Debug, Serialize)]
 struct RuntimeSocket {
-    runtime: &'static str,
     path: String,
+    reachable: bool,
+    /// `containerd 1.7.24`, as it says itself.
+    runtime: Option<String>,
+    /// Why it cannot be asked.
+    error: Option<String>,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let root = Path::new("/");
     let mut report = look(root);
+    report.runtimes = runtimes(root, &args.runtime.wish()?)?;
     match super::host::refuse().and_then(|()| try_probes()) {
         Ok(started) => {
             report.hooks = started.hooks;
@@ -139,12 +136,19 @@ fn look(root: &Path) -> Report {
         tracefs: mounts.tracefs.as_deref().map(path),
         hooks: Vec::new(),
         degraded: Vec::new(),
-        runtimes: SOCKETS
-            .iter()
-            .filter(|(_, socket)| root.join(socket).metadata().is_ok_and(|meta| meta.file_type().is_socket()))
-            .map(|(runtime, socket)| RuntimeSocket { runtime, path: format!("/{socket}") })
-            .collect(),
+        runtimes: Vec::new(),
     }
+}
+
+fn runtimes(root: &Path, wish: &Wish) -> anyhow::Result<Vec<RuntimeSocket>> {
+    let socket = |found: Found| RuntimeSocket {
+        path: found.path,
+        reachable: found.answer.is_ok(),
+        runtime: found.answer.as_ref().ok().cloned(),
+        error: found.answer.err(),
+    };
+    let found = runtimes::found(root, wish).context("cannot start")?;
+    Ok(found.into_iter().map(socket).collect())
 }
 
 /// Loads, attaches, checks, detaches: what `watch` would say at its start.
@@ -189,9 +193,17 @@ fn text(report: &Report) -> String {
     }
     row("cgroups", &layout);
     row("tracefs", report.tracefs.as_deref().unwrap_or("not mounted"));
-    let mut runtimes: Vec<String> = report.runtimes.iter().map(|r| format!("{} {}", r.runtime, r.path)).collect();
-    runtimes.sort();
-    row("runtimes", &some(runtimes.join(", "), "no socket found"));
+    let runtime = |r: &RuntimeSocket| match (&r.runtime, &r.error) {
+        (Some(name), _) => format!("{} {name}", r.path),
+        (None, error) => format!("{} not reachable: {}", r.path, error.as_deref().unwrap_or("?")),
+    };
+    let runtimes: Vec<String> = report.runtimes.iter().map(runtime).collect();
+    if runtimes.is_empty() {
+        row("runtimes", "no socket found: containers are named by what is on the disk, or by their ids");
+    }
+    for (n, runtime) in runtimes.iter().enumerate() {
+        row(if n == 0 { "runtimes" } else { "" }, runtime);
+    }
     for (n, hook) in report.hooks.iter().enumerate() {
         let state = match &hook.state {
             HookState::Attached => "ok".to_string(),

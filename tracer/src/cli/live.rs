@@ -7,6 +7,7 @@ use super::summary::Summary;
 use crate::live::{Live, Options, UnixConnect};
 use crate::model::Input;
 use crate::model::input::{HookState, Started};
+use crate::sources::runtimes;
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -24,6 +25,7 @@ pub(super) struct Wish {
     pub(super) duration: Option<Duration>,
     pub(super) unix_connect: UnixConnect,
     pub(super) specs: Specs,
+    pub(super) runtimes: runtimes::Wish,
 }
 
 /// Whether to go on.
@@ -46,8 +48,8 @@ pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> any
 async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
-    let Wish { all_signals, unix_connect, duration, mut specs } = wish;
-    let options = Options { all_signals, unix_connect, ..Options::default() };
+    let Wish { all_signals, unix_connect, duration, mut specs, runtimes } = wish;
+    let options = Options { all_signals, unix_connect, runtimes, ..Options::default() };
     let mut live = tokio::select! {
         biased;
         () = stop.wait() => anyhow::bail!("ended by a signal before the start was done"),

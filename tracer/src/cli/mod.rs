@@ -9,6 +9,7 @@ mod judge;
 mod live;
 mod output;
 mod record;
+mod runtime;
 mod specs;
 mod summary;
 mod trace;

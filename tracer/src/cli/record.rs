@@ -1,6 +1,7 @@
 //! `why502 record`: the input sequence into a file.
 
 use super::live::{self, Wish};
+use super::runtime::RuntimeArgs;
 use super::say;
 use super::specs::SpecArgs;
 use crate::live::UnixConnect;
@@ -38,6 +39,8 @@ pub(super) struct Args {
     unix_connect: UnixConnect,
     #[command(flatten)]
     specs: SpecArgs,
+    #[command(flatten)]
+    runtime: RuntimeArgs,
     /// All signals, not only those that end a process or tell a server to stop
     #[arg(long)]
     all_signals: bool,
@@ -47,8 +50,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Before the file is replaced.
     super::host::refuse()?;
     let specs = args.specs.read()?;
+    let runtimes = args.runtime.wish()?;
     let mut recording = RecordingFile::create(&args.output)?;
-    let wish = Wish { all_signals: args.all_signals, duration: args.duration, unix_connect: args.unix_connect, specs };
+    let wish = Wish {
+        all_signals: args.all_signals,
+        duration: args.duration,
+        unix_connect: args.unix_connect,
+        specs,
+        runtimes,
+    };
     let summary = live::run(wish, |input, _| {
         recording.write(input);
         // Without its file this command has nothing left to do.

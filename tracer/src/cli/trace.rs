@@ -2,11 +2,13 @@
 
 use super::live::{self, View, Wish};
 use super::output::OutputArgs;
+use super::runtime::RuntimeArgs;
 use super::watch::PATIENCE;
+use crate::explain::{container_of, pod_of};
 use crate::identity::{ContainerInfo, Limits, Table};
 use crate::live::UnixConnect;
 use crate::model::event::{EventKind, Task, Tuple};
-use crate::model::incident::{Container, Pod};
+use crate::model::incident::Container;
 use crate::model::time::{WallClock, time_of_day};
 use crate::model::{BootNs, Event, Input};
 use crate::sinks::json::EventLine;
@@ -41,6 +43,8 @@ pub(super) struct Args {
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
     #[command(flatten)]
+    runtime: RuntimeArgs,
+    #[command(flatten)]
     output: OutputArgs,
     // Last: its heading would go on over what follows.
     #[command(flatten)]
@@ -50,11 +54,11 @@ pub(super) struct Args {
 #[derive(Debug, Default, clap::Args)]
 #[command(next_help_heading = "Filters")]
 struct Filter {
-    /// Container id, from its start
-    #[arg(long, value_name = "ID", value_delimiter = ',')]
+    /// Container's name, or its id from the start
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     container: Vec<String>,
-    /// Pod uid
-    #[arg(long, value_name = "UID", value_delimiter = ',')]
+    /// Pod's name, or its uid
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pod: Vec<String>,
     /// Name of a process of the event, as in /proc/PID/comm
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -86,6 +90,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         all_signals: args.all_signals,
         duration: args.duration,
         unix_connect: args.unix_connect,
+        runtimes: args.runtime.wish()?,
         ..Wish::default()
     };
     let mut summary = live::run(wish, |input, view| {
@@ -138,27 +143,28 @@ impl<'a> Tracer<'a> {
             EventKind::ResetSent(r) => r.reason.and_then(|reason| view.reset_reasons.get(&reason)).map(String::as_str),
             _ => None,
         };
-        let of = container.map(|info| &info.container);
         if self.args.output.json() {
             let mut line = EventLine::new(event);
             line.at = at;
             line.reset_reason = reset_reason;
-            line.pod =
-                of.and_then(|c| c.pod_uid.clone()).map(|uid| Pod { namespace: None, name: None, uid, workload: None });
-            line.container = of.map(|c| Container {
-                id: c.id.clone(),
-                name: None,
-                runtime: c.runtime.map(|runtime| runtime.id().to_string()),
-            });
+            line.pod = container.and_then(pod_of);
+            line.container = container.map(container_of);
             return Ok(line.to_json()?);
         }
         let time = at.as_deref().map_or_else(|| since_boot(event.at), |at| time_of_day(at).to_string());
-        // Twelve hex digits are what docker and crictl print.
-        let place = of.map(|c| c.id.get(..12).unwrap_or(&c.id)).unwrap_or_default();
+        let place = container.map(place).unwrap_or_default();
         let context =
-            trace::Context { time: &time, host_pidns: self.host_pidns, place, reset_reason, paint: self.paint };
+            trace::Context { time: &time, host_pidns: self.host_pidns, place: &place, reset_reason, paint: self.paint };
         Ok(trace::line(event, context))
     }
+}
+
+/// `web-0/nginx`, or the id where no runtime names it.
+fn place(of: &ContainerInfo) -> String {
+    let (container, pod) = (container_of(of), pod_of(of).and_then(|pod| pod.name));
+    // Twelve hex digits are what docker and crictl print.
+    let name = container.name.unwrap_or_else(|| container.id.chars().take(12).collect());
+    pod.map_or_else(|| name.clone(), |pod| format!("{pod}/{name}"))
 }
 
 /// The container that an event is about: a socket's own where it is known, since the task may be anybody; the target's
@@ -198,9 +204,14 @@ impl Filter {
     }
 
     fn fits_place(&self, container: Option<&ContainerInfo>) -> bool {
-        let of = container.map(|info| &info.container);
-        any(&self.container, |id| of.is_some_and(|c| !id.is_empty() && c.id.starts_with(id.as_str())))
-            && any(&self.pod, |uid| of.is_some_and(|c| c.pod_uid.as_ref() == Some(uid)))
+        if self.container.is_empty() && self.pod.is_empty() {
+            return true;
+        }
+        let (of, pod) = (container.map(container_of), container.and_then(pod_of));
+        any(&self.container, |name| {
+            let fits = |c: &Container| c.id.starts_with(name.as_str()) || c.name.as_ref() == Some(name);
+            !name.is_empty() && of.as_ref().is_some_and(fits)
+        }) && any(&self.pod, |name| pod.as_ref().is_some_and(|p| p.uid == *name || p.name.as_ref() == Some(name)))
     }
 }
 

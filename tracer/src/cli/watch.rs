@@ -4,6 +4,7 @@ use super::judge::{Judge, is_blamed};
 use super::live::{self, Wish};
 use super::output::OutputArgs;
 use super::record::RecordingFile;
+use super::runtime::RuntimeArgs;
 use super::specs::SpecArgs;
 use crate::live::UnixConnect;
 use crate::sinks::queue::{self, Queue};
@@ -44,17 +45,20 @@ pub(super) struct Args {
     #[command(flatten)]
     specs: SpecArgs,
     #[command(flatten)]
+    runtime: RuntimeArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
     let specs = args.specs.read()?;
+    let runtimes = args.runtime.wish()?;
     let mut recording = args.record.as_deref().map(RecordingFile::create).transpose()?;
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
-    let wish = Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect, specs };
+    let wish = Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect, specs, runtimes };
     let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {
             recording.write(input);

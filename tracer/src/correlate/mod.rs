@@ -5,6 +5,7 @@ pub mod answer;
 pub mod detect;
 pub mod history;
 pub mod lost;
+pub mod sources;
 pub mod stops;
 mod unix;
 
@@ -18,6 +19,7 @@ use crate::model::{Input, Output};
 use answer::Closer;
 use history::{History, LossWindow, Upstream};
 use lost::{Evidence, Lost};
+use sources::Sources;
 use std::collections::VecDeque;
 use stops::Stops;
 
@@ -53,6 +55,7 @@ struct World {
     started: Option<Started>,
     ready: Option<BootNs>,
     stops: Stops,
+    sources: Sources,
 }
 
 impl World {
@@ -61,6 +64,7 @@ impl World {
             table: &self.table,
             history: &self.history,
             stops: &self.stops,
+            sources: &self.sources,
             started: self.started.as_ref(),
             ready: self.ready,
             clock: &self.clock,
@@ -89,6 +93,7 @@ impl Engine {
                 started: None,
                 ready: None,
                 stops: Stops::default(),
+                sources: Sources::default(),
             },
             hz: None,
             pending: VecDeque::new(),
@@ -121,12 +126,14 @@ impl Engine {
             }),
             Input::StopCounters(counters) => self.world.stops.counters(counters),
             Input::Spec(spec) => self.world.history.spec(spec),
+            Input::Source(fact) => self.world.sources.observe(fact),
             Input::Tick { .. }
             | Input::Stopped { .. }
             | Input::Process(_)
             | Input::Listener(_)
             | Input::UnixListener(_)
-            | Input::Cgroup(_) => {}
+            | Input::Cgroup(_)
+            | Input::Container(_) => {}
         }
         out
     }

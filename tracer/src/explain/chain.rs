@@ -1,8 +1,8 @@
 //! The explanation: links from the loss back to what set it off. A link is made from an event, never from thin air.
 
 use super::View;
-use super::sender;
 use super::server::Server;
+use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
@@ -112,9 +112,10 @@ impl Chain {
     pub fn signal(&mut self, signal: &Signal, rule: &'static str, view: &View) {
         let what = &signal.what;
         let text = format!(
-            "{} sent {} to {}",
+            "{} sent {}{} to {}",
             sender_text(signal, view),
             sig::name(what.signal),
+            said::compared(signal, view),
             describe(&what.target, view)
         );
         self.push(signal.event, signal.at, "signal", rule, Some(process_ref(&what.target, view)), text);

@@ -1,5 +1,6 @@
 //! Finding + loss + names → the incident that is printed.
 
+use super::said::{self, container_of, pod_of};
 use super::server::Server;
 use super::{Finding, View, advice};
 use crate::correlate::answer::Closer;
@@ -7,9 +8,7 @@ use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Conn, Evidence, Lost, RefusedAt};
 use crate::identity::{ContainerInfo, Place};
 use crate::model::event::BootNs;
-use crate::model::incident::{
-    self, Bound, Cause, Container, Incident, Loss, Missing, Pod, Requester, Requests, Response, SCHEMA,
-};
+use crate::model::incident::{self, Bound, Cause, Incident, Loss, Missing, Requester, Requests, Response, SCHEMA};
 use std::collections::BTreeMap;
 
 pub fn assemble(
@@ -30,11 +29,8 @@ pub fn assemble(
             effect: "the server is in no known container: named by its process only".into(),
         });
     }
-    missing.push(Missing {
-        fact: "pod-spec".into(),
-        effect: "pod name, preStop and grace period are not known to this version: the chain ends at the signal".into(),
-    });
     let from = finding.chain.earliest().saturating_sub(super::confidence::BEFORE_NS);
+    missing.extend(said::missing(container, from, decided_at, view));
     let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
     // Only a requester that closed first leaves a record; for other losses an entry could only be an older connection's.
     let gave_up = matches!(lost.evidence, Evidence::Close { closer: Closer::PeerFin, .. });
@@ -119,7 +115,7 @@ fn neighbour<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo> {
 }
 
 /// The container of whoever closed; of the socket where nobody did.
-fn container<'v>(lost: &Lost, server: &Server, view: &View<'v>) -> Option<&'v ContainerInfo> {
+pub(super) fn container<'v>(lost: &Lost, server: &Server, view: &View<'v>) -> Option<&'v ContainerInfo> {
     server
         .task
         .as_ref()
@@ -129,15 +125,6 @@ fn container<'v>(lost: &Lost, server: &Server, view: &View<'v>) -> Option<&'v Co
         })
         .or_else(|| server.process.and_then(|p| view.table.container_of(&p)))
         .or_else(|| view.table.container_of_cgroup(lost.sk_cgroup, 0))
-}
-
-pub fn pod_of(c: &ContainerInfo) -> Option<Pod> {
-    let uid = c.container.pod_uid.clone()?;
-    Some(Pod { namespace: None, name: None, uid, workload: None })
-}
-
-pub fn container_of(c: &ContainerInfo) -> Container {
-    Container { id: c.container.id.clone(), name: None, runtime: c.container.runtime.map(|r| r.id().to_string()) }
 }
 
 pub fn time(view: &View, at: BootNs) -> String {

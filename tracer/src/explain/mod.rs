@@ -19,6 +19,7 @@ mod precedence;
 mod prestop;
 mod requester;
 mod restart;
+pub mod said;
 pub mod sender;
 pub mod server;
 mod sidecar;
@@ -27,6 +28,7 @@ mod unix;
 
 use crate::correlate::history::History;
 use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::sources::Sources;
 use crate::correlate::stops::Stops;
 use crate::identity::{ListenState, Table};
 use crate::model::event::BootNs;
@@ -37,8 +39,8 @@ use chain::Chain;
 use confidence::Confidence;
 use server::Server;
 
-pub use incident::{container_of, pod_of};
 pub use prestop::is_hook;
+pub use said::{container_of, pod_of};
 
 /// Names a stop: the same in every replay.
 pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
@@ -51,6 +53,8 @@ pub struct View<'a> {
     pub history: &'a History,
     /// Stops under way, and what was seen of them.
     pub stops: &'a Stops,
+    /// Sources of facts from outside the kernel.
+    pub sources: &'a Sources,
     pub started: Option<&'a Started>,
     /// When everything was attached and scanned.
     pub ready: Option<BootNs>,

@@ -6,7 +6,7 @@
 use super::chain::{self, Chain, Sender};
 use super::confidence::Confidence;
 use super::server::{Kind, Server};
-use super::{Finding, View};
+use super::{Finding, View, said};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::Lost;
 use crate::correlate::stops::{Command, commands_before};
@@ -114,9 +114,9 @@ fn sent_anything(command: &Command, server: &Server, until: BootNs, view: &View)
     signals.any(|s| s.at >= command.at && s.at <= until && own(s.what.sender.key()))
 }
 
-/// A pod spec has this very command line as a preStop hook.
+/// The spec of its container has this very command line as a preStop hook.
 pub fn is_hook(command: &Command, view: &View) -> bool {
-    view.history.specs().iter().any(|s| s.pre_stop.as_deref().is_some_and(|hook| same(hook, command)))
+    said::hooks(view.table.container_of(&command.key), view).any(|hook| same(hook, command))
 }
 
 /// A script runs as an argument of its interpreter, which may have one option before it (load_script()).

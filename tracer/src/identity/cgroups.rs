@@ -1,8 +1,9 @@
 //! cgroup ids and the containers they belong to.
 
 use super::container::{self, ContainerRef};
+use super::said::{self, Waiting};
 use crate::model::BootNs;
-use crate::model::input::{CgroupFact, Hierarchy};
+use crate::model::input::{CgroupFact, ContainerFact, Hierarchy};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A cgroup id within its hierarchy: ids of v1 and v2 are drawn from different pools and may be equal.
@@ -18,6 +19,8 @@ pub struct ContainerInfo {
     pub path: String,
     /// Its cgroups that were seen, those below its own one included.
     pub cgroups: BTreeSet<(Hierarchy, u64)>,
+    /// What its runtime says about it. Hostile.
+    pub said: Option<ContainerFact>,
 }
 
 /// What is known of a cgroup id.
@@ -62,6 +65,8 @@ pub struct Cgroups {
     idle: BTreeSet<(BootNs, Key)>,
     /// Users of ids that no fact has told of.
     strangers: BTreeMap<Key, u32>,
+    /// What was said of containers that have no cgroup yet.
+    waiting: Waiting,
     max: usize,
     evicted: u64,
 }
@@ -73,6 +78,7 @@ impl Cgroups {
             containers: BTreeMap::new(),
             idle: BTreeSet::new(),
             strangers: BTreeMap::new(),
+            waiting: Waiting::new(max / 4),
             max: max.max(1),
             evicted: 0,
         }
@@ -101,6 +107,7 @@ impl Cgroups {
                 first_seen: fact.at,
                 path: path[..end].to_owned(),
                 cgroups: BTreeSet::new(),
+                said: self.waiting.take(&found.id),
             });
             // The same container can be named with its runtime in one hierarchy and bare in the other.
             info.container.runtime = info.container.runtime.or(found.runtime);
@@ -118,6 +125,15 @@ impl Cgroups {
                 }
                 self.entries.insert(key, Entry { path: fact.path.clone(), container, users, last_used: fact.at });
             }
+        }
+    }
+
+    /// By the full id: what a runtime cuts short is nobody's.
+    pub(super) fn observe_container(&mut self, fact: &ContainerFact) {
+        match self.containers.get_mut(&fact.id).map(|info| &mut info.said) {
+            Some(Some(known)) => said::add(known, fact),
+            Some(unknown) => *unknown = Some(fact.clone()),
+            None => self.waiting.put(fact),
         }
     }
 
@@ -251,6 +267,27 @@ mod tests {
         assert_eq!(info.cgroups.len(), 3);
         assert_eq!(c.place(1, 7), c.place(7, 0), "v1 only containers are in the v2 root");
         assert_eq!(c.containers().count(), 1);
+    }
+
+    #[test]
+    fn what_a_runtime_says_comes_before_or_after_the_cgroup() {
+        let fact = |id: &str, name: &str| ContainerFact {
+            id: id.to_owned(),
+            name: Some(name.to_owned()),
+            ..ContainerFact::default()
+        };
+        let (first, second) = (A, format!("{:064x}", 5));
+        let mut c = Cgroups::new(100);
+        c.observe_container(&fact(first, "web"));
+        c.observe(&v2(7, &format!("/docker/{first}")));
+        c.observe(&v2(8, &format!("/docker/{second}")));
+        c.observe_container(&fact(&second, "web"));
+        c.observe_container(&fact(first, "renamed"));
+        let name = |id| match c.place(id, 0) {
+            Place::Container(info) => info.said.as_ref().and_then(|s| s.name.clone()),
+            _ => None,
+        };
+        assert_eq!((name(7).as_deref(), name(8).as_deref()), (Some("web"), Some("web")), "a name given again");
     }
 
     #[test]

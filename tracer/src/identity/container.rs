@@ -29,6 +29,13 @@ impl Runtime {
     }
 }
 
+impl Runtime {
+    /// By its stable name.
+    pub fn by_id(id: &str) -> Option<Runtime> {
+        [Runtime::Docker, Runtime::Containerd, Runtime::CriO, Runtime::Podman].into_iter().find(|r| r.id() == id)
+    }
+}
+
 impl fmt::Display for Runtime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.id())

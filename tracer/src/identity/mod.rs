@@ -18,6 +18,7 @@ mod outside;
 mod process;
 mod retention;
 mod role;
+mod said;
 mod table;
 mod unix;
 

@@ -7,7 +7,7 @@ use super::retention::Retention;
 use super::role::{Kind, Role};
 use super::unix::UnixPaths;
 use crate::model::event::{EventKind, Execed, TICK_NS};
-use crate::model::input::{CgroupFact, Hierarchy, ListenerFact, ProcessFact};
+use crate::model::input::{CgroupFact, ContainerFact, Hierarchy, ListenerFact, ProcessFact};
 use crate::model::{BootNs, Event, EventId, Input, ProcKey, Task};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -88,7 +88,13 @@ impl Table {
             Input::UnixListener(fact) => self.observe_unix_listener(fact),
             Input::Cgroup(fact) => self.observe_cgroup(fact),
             Input::Tick { at } | Input::Ready { at } | Input::Stopped { at } => self.advance(*at),
-            Input::Started(_) | Input::Clock { .. } | Input::Loss(_) | Input::StopCounters(_) | Input::Spec(_) => {}
+            Input::Container(fact) => self.observe_container(fact),
+            Input::Started(_)
+            | Input::Clock { .. }
+            | Input::Loss(_)
+            | Input::StopCounters(_)
+            | Input::Spec(_)
+            | Input::Source(_) => {}
         }
     }
 
@@ -171,6 +177,11 @@ impl Table {
     pub fn observe_cgroup(&mut self, fact: &CgroupFact) {
         self.advance(fact.at);
         self.cgroups.observe(fact);
+    }
+
+    pub fn observe_container(&mut self, fact: &ContainerFact) {
+        self.advance(fact.seen_at);
+        self.cgroups.observe_container(fact);
     }
 
     /// Time has reached `at`: forgets what is over for long. Time never runs backwards here.

@@ -3,6 +3,7 @@
 
 use super::event::{BootNs, Event, ProcKey};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,10 @@ pub enum Input {
     StopCounters(StopCounters),
     /// What a pod spec says about stopping one container.
     Spec(SpecFact),
+    /// What a container runtime says about one container.
+    Container(Box<ContainerFact>),
+    /// A source of facts from outside the kernel can be asked, or cannot any more.
+    Source(SourceFact),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
     Tick {
         at: BootNs,
@@ -220,4 +225,71 @@ pub struct SpecFact {
     pub stop_signal: Option<u32>,
     /// terminationGracePeriodSeconds.
     pub grace_s: u64,
+}
+
+/// What a container runtime, or what it left on the disk, says about one container. The id tells containers apart: a name
+/// may be given to the next one at once. Several facts of one container add up. What a source does not tell is absent.
+/// All strings are hostile.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerFact {
+    /// When the container was made, by the runtime's clock; 0: not known, or before the boot.
+    pub at: BootNs,
+    /// When why502 got to know it.
+    pub seen_at: BootNs,
+    pub id: String,
+    /// Who said it: a socket or a file.
+    pub source: String,
+    /// `docker`, `containerd`, `cri-o`, `podman`.
+    pub runtime: Option<String>,
+    pub name: Option<String>,
+    pub image: Option<String>,
+    pub pod: Option<PodFact>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// How often it was started again; Kubernetes makes a new container each time and goes on counting.
+    pub restarts: Option<u32>,
+    /// The stop signal that the image or the container declares, by number.
+    pub stop_signal: Option<u32>,
+    /// What is known of the pod's spec, where the runtime was told.
+    pub spec: Option<StopSpec>,
+}
+
+/// The pod of a container. Strings are hostile.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodFact {
+    /// podman has none.
+    pub namespace: Option<String>,
+    pub name: Option<String>,
+    pub uid: String,
+}
+
+/// What the spec of one container says about its stop. Absent is known to be absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StopSpec {
+    /// The preStop hook's command. Hostile.
+    pub pre_stop: Option<Vec<String>>,
+    /// Seconds between the first phase of a stop and SIGKILL.
+    pub grace_s: Option<u64>,
+}
+
+/// Given at each change, and only then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SourceFact {
+    pub at: BootNs,
+    /// Where it is: `unix:///run/containerd/containerd.sock`.
+    pub source: String,
+    /// What it is, as it says itself: `containerd 1.7.24`. Hostile; empty before it has said anything.
+    pub name: String,
+    #[serde(flatten)]
+    pub state: SourceState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum SourceState {
+    Connected,
+    /// Gone, or it does not answer in time.
+    Lost {
+        why: String,
+    },
 }

@@ -255,6 +255,8 @@ pub fn time_of(input: &Input) -> BootNs {
         Input::Loss(fact) => fact.to,
         Input::StopCounters(fact) => fact.at,
         Input::Spec(fact) => fact.at,
+        Input::Container(fact) => fact.seen_at,
+        Input::Source(fact) => fact.at,
         Input::Ready { at } | Input::Clock { at, .. } | Input::Tick { at } | Input::Stopped { at } => *at,
     }
 }

@@ -167,6 +167,28 @@ fn a_failed_command_is_a_hook_by_its_spec_only() {
     assert!(unended.iter().all(|i| i.cause != Cause::PrestopFailed), "{unended:#?}");
 }
 
+/// What a runtime says gives names and the hook; without it the same losses stand, nameless, and the hook is none.
+#[test]
+fn names_and_hooks_are_what_the_runtime_says() {
+    let inputs = recording("containerd-prestop-failed.rec");
+    let said = run(&inputs);
+    assert!(!said.is_empty());
+    for i in &said {
+        let (pod, container) = (i.pod.as_ref().unwrap(), i.container.as_ref().unwrap());
+        assert_eq!((pod.namespace.as_deref(), pod.name.as_deref()), (Some("shop"), Some("web-c672")));
+        assert_eq!((container.name.as_deref(), container.runtime.as_deref()), (Some("nginx"), Some("containerd")));
+        assert_eq!(i.cause, Cause::PrestopFailed);
+    }
+    let bare = run(inputs.iter().filter(|i| !matches!(i, Input::Container(_))));
+    assert_eq!(bare.len(), said.len());
+    for (bare, said) in bare.iter().zip(&said) {
+        let (pod, container) = (bare.pod.as_ref().unwrap(), bare.container.as_ref().unwrap());
+        assert_eq!((&pod.name, &container.name, &pod.uid), (&None, &None, &said.pod.as_ref().unwrap().uid));
+        assert_eq!(bare.cause, Cause::NginxFastShutdown);
+        assert!(bare.missing.iter().any(|m| m.fact == "pod-spec"), "{bare:#?}");
+    }
+}
+
 /// A proxy goes first only while what is behind it runs, and only where the two are known to belong together.
 #[test]
 fn a_proxy_goes_first_by_its_connection_only() {

@@ -13,7 +13,7 @@ use crate::model::input::StopCounters;
 use std::collections::{BTreeMap, VecDeque};
 
 pub use before::commands as commands_before;
-pub use tell::{said_grace, shared, tell};
+pub use tell::{shared, tell};
 
 /// A stop is told when nothing happened to it for so long after the master's exit …
 const QUIET_NS: u64 = 2_000_000_000;

@@ -2,8 +2,8 @@
 
 use super::{Command, Open, PhaseFact, before};
 use crate::correlate::history::sig;
-use crate::explain::{View, chain, container_of, is_hook, pod_of};
-use crate::identity::{Place, Role};
+use crate::explain::{View, chain, container_of, is_hook, pod_of, said};
+use crate::identity::{ContainerInfo, Place, Role};
 use crate::model::event::{BootNs, ProcKey};
 use crate::model::incident::{After, Grace, InFlight, Missing, Phase, SCHEMA, Stop, Trigger};
 use crate::model::input::StopCounters;
@@ -30,6 +30,7 @@ pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
     }
     let counters = counters(open, view, &mut lacks);
     let phases = phases(open, counters, view);
+    missing.extend(said::unreachable(place.is_some_and(|c| c.said.is_some()), open.base, at, view));
     let first = phases.first().map_or(open.since, |p| p.at);
     let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
     Stop {
@@ -61,7 +62,7 @@ pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
         in_flight: in_flight(open, counters),
         accepted_after: counters.map(|c| After { count: c.accepted_after, last_ms: since(open.base, c.last_accept) }),
         late: late(open, view),
-        grace: grace(open, first, at, view),
+        grace: grace(open, first, at, place, view),
         incidents: open.by_cause.values().sum(),
         by_cause: open.by_cause.clone(),
         advice: open.advice.clone(),
@@ -170,10 +171,10 @@ fn late(open: &Open, view: &View) -> Option<After> {
     (!blind).then_some(After { count: range.n, last_ms: (range.n > 0).then_some(range.max) })
 }
 
-fn grace(open: &Open, first: BootNs, at: BootNs, view: &View) -> Option<Grace> {
+fn grace(open: &Open, first: BootNs, at: BootNs, place: Option<&ContainerInfo>, view: &View) -> Option<Grace> {
     // Killed without a word: there was no grace period.
     let observed = open.killed.filter(|_| open.signal != sig::KILL).map(|killed| killed.saturating_sub(first) / MS);
-    let (ms, source) = match (observed, said_grace(view)) {
+    let (ms, source) = match (observed, said::grace_s(place, view)) {
         (Some(ms), _) => (ms, "observed"),
         (None, Some(s)) if open.killed.is_none() => (s.saturating_mul(1000), "spec"),
         _ => return None,
@@ -181,11 +182,4 @@ fn grace(open: &Open, first: BootNs, at: BootNs, view: &View) -> Option<Grace> {
     let end = open.exited.unwrap_or(at).saturating_sub(first) / MS;
     let left_ms = i64::try_from(ms).unwrap_or(i64::MAX) - i64::try_from(end).unwrap_or(i64::MAX);
     Some(Grace { ms, source: source.into(), left_ms })
-}
-
-/// Seconds of grace that the pod specs say, when all of them say the same: which of them is this pod's is not known.
-pub fn said_grace(view: &View) -> Option<u64> {
-    let mut all = view.history.specs().iter().map(|spec| spec.grace_s);
-    let first = all.next()?;
-    all.all(|grace| grace == first).then_some(first)
 }

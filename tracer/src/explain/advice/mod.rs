@@ -4,11 +4,11 @@
 
 mod items;
 
-use super::View;
 use super::server::{Kind, Server};
+use super::{View, incident, said};
 use crate::correlate::history::sig;
 use crate::correlate::lost::Lost;
-use crate::correlate::stops::{Range, said_grace, shared};
+use crate::correlate::stops::{Range, shared};
 use crate::model::incident::{Advice, Cause};
 use items as item;
 
@@ -57,7 +57,7 @@ impl Facts {
         {
             facts.cut.add(age);
         }
-        facts.grace_s = said_grace(view);
+        facts.grace_s = said::grace_s(incident::container(lost, server, view), view);
         if let Some((master, counted)) = server.master.and_then(|m| Some((m, view.stops.counted(&m)?)))
             && !shared(&master, counted, view)
         {
