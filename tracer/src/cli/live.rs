@@ -6,7 +6,7 @@ use super::specs::Specs;
 use super::summary::Summary;
 use crate::live::{Live, Options, UnixConnect};
 use crate::model::Input;
-use crate::model::input::{HookState, Started};
+use crate::model::input::{HookState, SourceFact, SourceState, Started};
 use crate::sources::runtimes;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -118,7 +118,16 @@ fn announce(input: &Input) {
         Input::Ready { .. } => {
             let _ = writeln!(std::io::stderr().lock(), "ready");
         }
+        Input::Source(fact) => say(source(fact)),
         _ => {}
+    }
+}
+
+fn source(fact: &SourceFact) -> String {
+    let name = if fact.name.is_empty() { "a container runtime" } else { &fact.name };
+    match &fact.state {
+        SourceState::Connected => format!("{name} answers at {}", fact.source),
+        SourceState::Lost { why } => format!("{name} at {} cannot be asked: {why}", fact.source),
     }
 }
 

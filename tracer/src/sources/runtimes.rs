@@ -179,6 +179,8 @@ pub(super) struct Talk {
 /// One socket, as others see it.
 struct Line {
     asks: mpsc::Sender<Ask>,
+    /// On the command line.
+    named: bool,
     connected: Cell<bool>,
     /// Has listed, or failed, once.
     settled: Cell<bool>,
@@ -225,7 +227,9 @@ impl Talk {
     async fn lost(&self, trouble: &Trouble) {
         self.line.connected.set(false);
         self.listed();
-        if !matches!(trouble, Trouble::NotServed(_)) && !self.line.lost.replace(true) {
+        // What listens where runtimes do need not be one; what somebody named should.
+        let told = self.line.named || !matches!(trouble, Trouble::NotServed(_));
+        if told && !self.line.lost.replace(true) {
             let name = self.line.name.borrow().clone();
             self.out.source(&self.at, &name, SourceState::Lost { why: trouble.to_string() }).await;
         }
@@ -303,6 +307,7 @@ fn follow(socket: Socket, out: &Out, start: &Rc<Start>, first: bool) -> Rc<Line>
     }
     let line = Rc::new(Line {
         asks,
+        named: socket.kind == Kind::Unknown,
         connected: Cell::new(false),
         settled: Cell::new(!first),
         lost: Cell::new(false),
@@ -316,17 +321,18 @@ fn follow(socket: Socket, out: &Out, start: &Rc<Start>, first: bool) -> Rc<Line>
 }
 
 /// Follows one socket for good.
-async fn stay(mut talk: Talk, mut kind: Kind) {
+async fn stay(mut talk: Talk, kind: Kind) {
     let mut wait = BACKOFF.0;
     loop {
         let begun = Instant::now();
-        if kind == Kind::Unknown {
-            kind = find::kind_of(&talk.path).await;
-        }
-        let result = match kind {
-            Kind::Cri => cri::follow(&mut talk).await,
-            Kind::Docker => docker::follow(&mut talk).await,
-            Kind::Unknown => Err(Trouble::NotServed("neither CRI nor Docker's API")),
+        let found = match kind {
+            Kind::Unknown => find::kind_of(&talk.path).await,
+            known => Ok(known),
+        };
+        let result = match found {
+            Ok(Kind::Docker) => docker::follow(&mut talk).await,
+            Ok(_) => cri::follow(&mut talk).await,
+            Err(trouble) => Err(trouble),
         };
         let trouble = match result {
             Ok(never) => match never {},

@@ -1,6 +1,7 @@
 //! Where runtimes listen.
 
 use super::super::{cri, docker};
+use super::Trouble;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
@@ -109,13 +110,16 @@ fn users(root: &Path) -> Vec<PathBuf> {
 }
 
 /// Docker's API answers a plain GET; a gRPC server closes on it.
-pub(super) async fn kind_of(path: &Path) -> Kind {
+pub(super) async fn kind_of(path: &Path) -> Result<Kind, Trouble> {
     match docker::version(path).await {
-        Ok(_) => Kind::Docker,
-        Err(_) => match cri::version(path).await {
-            Ok(_) => Kind::Cri,
-            Err(_) => Kind::Unknown,
-        },
+        Ok(_) => return Ok(Kind::Docker),
+        Err(trouble @ Trouble::Connect(_)) => return Err(trouble),
+        Err(_) => {}
+    }
+    match cri::version(path).await {
+        Ok(_) => Ok(Kind::Cri),
+        Err(trouble @ (Trouble::Connect(_) | Trouble::Silent { .. })) => Err(trouble),
+        Err(_) => Err(Trouble::NotServed("neither CRI nor Docker's API")),
     }
 }
 
@@ -144,11 +148,12 @@ pub fn found(root: &Path, wish: &Wish) -> std::io::Result<Vec<Found>> {
 async fn ask(socket: Socket) -> Found {
     let kind = match socket.kind {
         Kind::Unknown => kind_of(&socket.path).await,
-        known => known,
+        known => Ok(known),
     };
     let answer = match kind {
-        Kind::Docker => docker::version(&socket.path).await,
-        _ => cri::version(&socket.path).await,
+        Ok(Kind::Docker) => docker::version(&socket.path).await,
+        Ok(_) => cri::version(&socket.path).await,
+        Err(trouble) => Err(trouble),
     };
     Found { path: socket.shown.display().to_string(), answer: answer.map_err(|trouble| trouble.to_string()) }
 }
