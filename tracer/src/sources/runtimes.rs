@@ -30,6 +30,8 @@ pub(super) use link::{CALL, LIST, PING, Trouble, connect, within};
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Reconnecting: first after this time, then after twice as long each time, up to the other.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(15));
+/// A socket that nobody listens on is tried more often: it costs nobody anything.
+const BACKOFF_CONNECT: Duration = Duration::from_secs(1);
 /// Who answered for so long has no trouble with us.
 const STEADY: Duration = Duration::from_secs(30);
 /// When a container that nobody knows is asked for: a sandbox is known to its runtime some time after its cgroup is.
@@ -344,7 +346,12 @@ async fn stay(mut talk: Talk, kind: Kind) {
         talk.lost(&trouble).await;
         // Whoever waits for an answer does not get one.
         while talk.asks.try_recv().is_ok() {}
-        tokio::time::sleep(if matches!(trouble, Trouble::NotServed(_)) { BACKOFF.1 } else { wait }).await;
+        tokio::time::sleep(match trouble {
+            Trouble::Connect(_) => wait.min(BACKOFF_CONNECT),
+            Trouble::NotServed(_) => BACKOFF.1,
+            _ => wait,
+        })
+        .await;
         wait = (wait * 2).min(BACKOFF.1);
     }
 }

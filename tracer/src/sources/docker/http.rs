@@ -85,7 +85,7 @@ impl Lines {
                 }
             }
             let frame = self.body.frame().await.ok_or(Trouble::Ended)?;
-            if let Ok(data) = frame.map_err(|e| Trouble::call("events", e))?.into_data() {
+            if let Ok(data) = frame.map_err(|_| Trouble::Ended)?.into_data() {
                 self.buffer.extend_from_slice(&data);
             }
             if self.buffer.len() > LINE_MAX && !self.buffer.contains(&b'\n') {
