@@ -13,10 +13,11 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::path::Path;
 use std::time::Duration;
+use tokio::sync::mpsc;
 use tonic::client::Grpc;
 
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 
 #[cfg(test)]
@@ -24,6 +25,8 @@ mod tests;
 
 /// kubelet's own limit of one message.
 const MESSAGE_MAX: usize = 16 << 20;
+/// Events that wait while a container is asked for.
+const EVENTS_MAX: usize = 256;
 /// Images whose stop signal is remembered.
 const IMAGES_MAX: usize = 1_024;
 
@@ -46,7 +49,7 @@ pub(super) async fn follow(talk: &mut Talk) -> Result<Infallible, Trouble> {
     let version = cri.version().await?;
     talk.connected(&version.text()).await;
     // Before the list: nothing falls between the two.
-    let mut events = if version.broadcasts() { cri.events().await? } else { None };
+    let mut events = version.broadcasts().then(|| cri.events());
     for fact in cri.list(None, &version).await? {
         if !talk.out.knows(&fact.id) {
             talk.out.container(cri.complete(fact).await?.signed(&talk.at)).await;
@@ -57,14 +60,16 @@ pub(super) async fn follow(talk: &mut Talk) -> Result<Infallible, Trouble> {
     ping.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            event = next(&mut events) => {
-                let Some(event) = event? else {
-                    return Err(Trouble::Ended);
-                };
-                if event.container_event_type <= m::STARTED && !talk.out.knows(&event.container_id) {
-                    cri.tell(&event.container_id, &version, talk).await?;
+            event = next(&mut events) => match event {
+                Some(event) => {
+                    let event = event?;
+                    if event.container_event_type <= m::STARTED && !talk.out.knows(&event.container_id) {
+                        cri.tell(&event.container_id, &version, talk).await?;
+                    }
                 }
-            }
+                // Not served here: cgroups that come up show the same.
+                None => events = None,
+            },
             ask = talk.asks.recv() => {
                 let Some(ask) = ask else { return Err(Trouble::Ended) };
                 // The answer may be lost, the question is not asked twice then.
@@ -76,13 +81,44 @@ pub(super) async fn follow(talk: &mut Talk) -> Result<Infallible, Trouble> {
     }
 }
 
-/// The next event; never one where there is no stream.
-async fn next(
-    events: &mut Option<Streaming<m::ContainerEventResponse>>,
-) -> Result<Option<m::ContainerEventResponse>, Trouble> {
+type Events = mpsc::Receiver<Result<m::ContainerEventResponse, Trouble>>;
+
+/// The next event; never one where there are none.
+async fn next(events: &mut Option<Events>) -> Option<Result<m::ContainerEventResponse, Trouble>> {
     match events {
-        Some(events) => events.message().await.map_err(|status| call("events", &status)),
+        Some(events) => events.recv().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Ok: there are no events to be had.
+async fn forward(
+    mut grpc: Grpc<Channel>,
+    to: &mpsc::Sender<Result<m::ContainerEventResponse, Trouble>>,
+) -> Result<(), Trouble> {
+    let failed = |status: Status| match status.code() {
+        Code::Unimplemented => Ok(()),
+        _ => Err(call("events", &status)),
+    };
+    grpc.ready().await.map_err(|_| Trouble::Ended)?;
+    let codec = ProstCodec::<m::GetEventsRequest, m::ContainerEventResponse>::default();
+    let question = Request::new(m::GetEventsRequest {});
+    let mut stream = match grpc.server_streaming(question, PathAndQuery::from_static(EVENTS), codec).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return failed(status),
+    };
+    let mut any = false;
+    loop {
+        match stream.message().await {
+            Ok(Some(event)) => {
+                any = true;
+                _ = to.send(Ok(event)).await;
+            }
+            // CRI-O without events ends at once.
+            Ok(None) if !any => return Ok(()),
+            Ok(None) => return Err(Trouble::Ended),
+            Err(status) => return failed(status),
+        }
     }
 }
 
@@ -186,18 +222,20 @@ impl Cri {
         Ok(Version { name: answer.runtime_name, version: answer.runtime_version })
     }
 
-    async fn events(&mut self) -> Result<Option<Streaming<m::ContainerEventResponse>>, Trouble> {
-        let call = async {
-            self.grpc.ready().await.map_err(|e| Status::unavailable(e.to_string()))?;
-            let codec = ProstCodec::<m::GetEventsRequest, m::ContainerEventResponse>::default();
-            let question = Request::new(m::GetEventsRequest {});
-            self.grpc.server_streaming(question, PathAndQuery::from_static(EVENTS), codec).await
-        };
-        // A server may send its headers with the first event only; CRI-O has the call switched off by default.
-        match tokio::time::timeout(Duration::from_millis(500), call).await {
-            Ok(Ok(stream)) => Ok(Some(stream.into_inner())),
-            Ok(Err(_)) | Err(_) => Ok(None),
-        }
+    /// Follows the events. Beside the other calls: a server may answer with its first event only, hours later.
+    fn events(&self) -> Events {
+        let (to, events) = mpsc::channel(EVENTS_MAX);
+        let grpc = self.grpc.clone();
+        tokio::task::spawn_local(async move {
+            let ended = tokio::select! {
+                ended = forward(grpc, &to) => ended,
+                () = to.closed() => return,
+            };
+            if let Err(trouble) = ended {
+                _ = to.send(Err(trouble)).await;
+            }
+        });
+        events
     }
 
     /// All containers that have not exited and all sandboxes, or the one of this id.

@@ -69,7 +69,15 @@ impl Fake {
         if hangs {
             std::future::pending::<()>().await;
         }
-        let mut state = self.0.lock().unwrap();
+        if path == EVENTS {
+            let (to, mut events) = mpsc::unbounded_channel();
+            self.0.lock().unwrap().events.push(to.clone());
+            // As Go's server does: nothing is sent before there is something to send.
+            let first = events.recv().await;
+            first.into_iter().for_each(|frame| _ = to.send(frame));
+            return respond(Feed(events).boxed());
+        }
+        let state = self.0.lock().unwrap();
         let filtered = |id: &str| {
             let wanted = m::ListRequest::decode(question).unwrap().filter.map(|f| f.id).unwrap_or_default();
             wanted.is_empty() || wanted == id
@@ -91,11 +99,6 @@ impl Fake {
                 image: Some(m::Image { repo_tags: vec!["localhost/nginx:2".into()] }),
                 info: BTreeMap::from([("info".to_owned(), state.image_info.clone())]),
             }),
-            EVENTS => {
-                let (to, events) = mpsc::unbounded_channel();
-                state.events.push(to);
-                return respond(Feed(events).boxed());
-            }
             _ => return respond(all(vec![trailers("12")])),
         };
         respond(all(vec![message, trailers("0")]))
@@ -141,6 +144,16 @@ fn respond(body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     response.headers_mut().insert("content-type", "application/grpc".parse().unwrap());
     response
+}
+
+async fn until_true(done: impl Fn() -> bool) {
+    for _ in 0..500 {
+        if done() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("in vain");
 }
 
 fn id(n: u32) -> String {
@@ -214,7 +227,9 @@ async fn all_that_kubelet_and_the_image_say() {
     let pause = told.iter().find(|c| c.id == id(1)).unwrap();
     assert_eq!((pause.name.as_deref(), pause.pod.as_ref()), (None, Some(&pod)));
 
-    // An event, and what it is about.
+    // An event long after the start, and what it is about.
+    until_true(|| !fake.0.lock().unwrap().events.is_empty()).await;
+    tokio::time::sleep(Duration::from_millis(700)).await;
     fake.0.lock().unwrap().containers.push(container(&id(5), "php", 0));
     fake.0.lock().unwrap().stop_signal = 23;
     fake.happens(&id(5));
