@@ -44,12 +44,6 @@ pub fn why_not_traced() -> Option<String> {
     })
 }
 
-/// The same for proofs that take minutes: only `cargo xtask test --full` plays them.
-pub fn why_not_proved() -> Option<String> {
-    let short = || Some("it takes minutes: FULL=1, as cargo xtask test --full sets it, plays it".into());
-    why_not_traced().or_else(|| if std::env::var_os("FULL").is_some() { None } else { short() })
-}
-
 /// A number from the environment, such as `RUNS` or `CLOSES`.
 pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).ok().and_then(|v| v.parse().ok()).unwrap_or(default)

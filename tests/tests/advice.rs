@@ -1,7 +1,7 @@
 //! Every advice is proven: a pod is lost requests of a cause, the advice is taken from the JSON of those incidents, ids and
 //! values, done in the pod's configuration, and the same end is played again. Then nothing is lost any more.
 //!
-//! `RUNS=20` for more of it. What a set cannot do is in docs/causes.md, "Advice".
+//! An ordinary run plays a few of them (`SEED`), `FULL=1` all, `RUNS=20` more often. What a set cannot do is in docs/causes.md, "Advice".
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::{self, SIGQUIT, SIGTERM};
