@@ -1,7 +1,7 @@
 //! The runner: round after round, every scenario beside one running `why502 watch`.
 //!
-//! A round has one why502 and one recording. The machine's turn is taken for each play, not for the round, so that other
-//! live tests come in between; what they lose is not of our sites, and is left out.
+//! A round has one why502 and one recording. The machine's turn is taken for each play unless more is asked for, so that
+//! other live tests come in between; what they lose is not of our sites, and is left out.
 
 use super::dice::Dice;
 use super::figures::Figures;
@@ -9,7 +9,7 @@ use super::layout::{Draw, Layout};
 use super::play::{Ledgers, Part, play};
 use super::scenario::Scenario;
 use super::table;
-use crate::guard::{self, Dir, boot_ns};
+use crate::guard::{self, Dir, Turn, boot_ns};
 use crate::load::write_ledger;
 use crate::schema;
 use crate::site::Site;
@@ -39,6 +39,8 @@ pub struct Order {
     pub layout: Vec<String>,
     /// Plays with several pods at once as well.
     pub together: bool,
+    /// The machine's turn is kept for so long before other live tests get theirs; zero: for one play.
+    pub hold: Duration,
     /// Where a deviation's recording and ledger are kept.
     pub keep: PathBuf,
 }
@@ -55,6 +57,8 @@ pub struct Series {
     pub drawn: Figures,
     pub took: Duration,
     rounds: u64,
+    /// And since when.
+    turn: Option<(Turn, Instant)>,
     /// So often each scenario was played: its next layout.
     times: BTreeMap<&'static str, u64>,
     kept: u64,
@@ -100,6 +104,7 @@ impl Series {
             drawn: Figures::default(),
             took: Duration::ZERO,
             rounds: 0,
+            turn: None,
             times: BTreeMap::new(),
             kept: 0,
         })
@@ -220,10 +225,13 @@ impl Series {
                 println!("  {}: skipped: {why}", names.join(" + "));
                 continue;
             }
-            let turn = guard::turn()?;
+            let turn = match self.turn.take() {
+                Some(turn) => turn,
+                None => (guard::turn()?, Instant::now()),
+            };
             let start = Instant::now();
             let played = one(&cast, &watch, &mut lines, &mut heard);
-            drop(turn);
+            self.turn = Some(turn).filter(|(_, since)| since.elapsed() < self.order.hold);
             // A play that fails of itself ends nothing but itself.
             let ledgers = match played {
                 Ok(ledgers) => ledgers,

@@ -37,6 +37,9 @@ struct Args {
     /// Write the page of the figures here
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Keep the turn among the live tests of this machine for so many seconds, and not for one play
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    hold: u64,
     /// Where the recordings and ledgers of deviations are kept
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir().join("why502-deviations"))]
     keep: PathBuf,
@@ -85,6 +88,7 @@ fn run(args: &Args) -> Result<bool> {
         only: args.only.clone(),
         layout: args.layout.clone(),
         together: !args.alone && args.only.is_empty(),
+        hold: Duration::from_secs(args.hold),
         keep: args.keep.clone(),
     };
     let mut series = Series::new(&why502, order)?;
