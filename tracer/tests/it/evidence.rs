@@ -189,6 +189,29 @@ fn names_and_hooks_are_what_the_runtime_says() {
     }
 }
 
+/// dockerd was killed before the first stop, and was back too late to name the second container: the causes are those of the
+/// kernel's events alone, and what was not known is said.
+#[test]
+fn a_runtime_that_went_takes_names_and_no_causes() {
+    let inputs = recording("docker-restarted.rec");
+    let told = |said: &[Incident]| said.iter().map(|i| (connection(i), i.cause, i.trigger)).collect::<Vec<_>>();
+    let said = run(&inputs);
+    let names: Vec<_> = said.iter().map(|i| i.container.as_ref().and_then(|c| c.name.as_deref())).collect();
+    assert_eq!(names, [Some("web"), None], "the second one has the first one's name, and nobody has said so yet");
+    assert!(said.iter().all(|i| i.missing.iter().any(|m| m.fact == "runtime")), "{said:#?}");
+    let bare = run(inputs.iter().filter(|i| !matches!(i, Input::Container(_) | Input::Source(_))));
+    assert_eq!(told(&bare), told(&said));
+    assert!(bare.iter().all(|i| i.missing.iter().all(|m| m.fact != "runtime")), "{bare:#?}");
+    // What runc does to make a container is nobody's command.
+    let mut engine = Engine::new(EngineOptions::default());
+    let stops = inputs.iter().flat_map(|i| engine.feed(i)).filter_map(|o| match o {
+        Output::Stop(stop) => Some(stop),
+        Output::Incident(_) => None,
+    });
+    let phases: Vec<String> = stops.flat_map(|s| s.phases.into_iter().map(|p| p.name)).collect();
+    assert!(!phases.is_empty() && phases.iter().all(|name| name != "exec"), "{phases:?}");
+}
+
 /// A proxy goes first only while what is behind it runs, and only where the two are known to belong together.
 #[test]
 fn a_proxy_goes_first_by_its_connection_only() {

@@ -81,13 +81,15 @@ pub fn commands(at: BootNs, s: &SignalGenerated, table: &Table) -> Vec<Command> 
     };
     // A runtime's own helpers may be in the container's cgroup already when they fork the command.
     let helper = |key: &ProcKey| table.role(key).role == Role::Runtime;
+    // runc's own stages while it makes a process (nsexec.c names them), not what it runs.
+    let stage = |p: &crate::identity::Process| p.comm.starts_with("runc:[");
     let from_outside = |first: Option<ProcKey>| {
         let parents = std::iter::successors(first, |key| table.process(key)?.parent.filter(|_| helper(key)));
         parents.take(4).any(|key| outside(&key))
     };
     table
         .processes()
-        .filter(|p| p.ns_pid > 1 && p.execed() && lately(p) && from_outside(p.parent))
+        .filter(|p| p.ns_pid > 1 && p.execed() && !stage(p) && lately(p) && from_outside(p.parent))
         .filter(|p| table.container_of(&p.key).is_some_and(|c| c.container.id == here.container.id))
         .filter_map(|p| {
             let exec = p.execs.iter().rev().find(|e| e.at <= at)?;
