@@ -1,8 +1,9 @@
 //! One live test at a time, reasons to skip, and waiting on conditions instead of sleeping.
 
 use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, umount2};
 use std::fs::{File, OpenOptions};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,12 @@ pub fn why_not_traced() -> Option<String> {
         Some(p) if !p.is_file() => Some(format!("WHY502_BIN={}: no such file", p.display())),
         Some(_) => None,
     })
+}
+
+/// The same for what takes minutes and has no short choice: only `cargo xtask test --full` plays it.
+pub fn why_not_full() -> Option<String> {
+    let short = || Some("it takes minutes: FULL=1, as cargo xtask test --full sets it, plays it".into());
+    why_not_traced().or_else(|| if std::env::var_os("FULL").is_some() { None } else { short() })
 }
 
 /// A number from the environment, such as `RUNS` or `CLOSES`.
@@ -97,7 +104,8 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// A directory that is removed on drop; readable by the servers' unprivileged users.
+/// A directory that is removed on drop, after what is mounted in it was unmounted; readable by the servers' unprivileged
+/// users.
 #[derive(Debug)]
 pub struct Dir(PathBuf);
 
@@ -111,7 +119,7 @@ impl Dir {
         std::fs::set_permissions(&dir.0, std::fs::Permissions::from_mode(0o755))?;
         Ok(dir)
     }
-    pub fn path(&self) -> &std::path::Path {
+    pub fn path(&self) -> &Path {
         &self.0
     }
     pub fn join(&self, name: &str) -> PathBuf {
@@ -141,9 +149,22 @@ impl Drop for Dir {
     fn drop(&mut self) {
         if std::env::var_os("WHY502_KEEP").is_some() {
             eprintln!("kept: {}", self.0.display());
-        } else if let Err(e) = std::fs::remove_dir_all(&self.0) {
+            return;
+        }
+        unmount_below(&self.0);
+        if let Err(e) = std::fs::remove_dir_all(&self.0) {
             eprintln!("cannot remove {}: {e}", self.0.display());
         }
+    }
+}
+
+/// Unmounts everything below a directory, the last mounted first.
+fn unmount_below(dir: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let points: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(4)).collect();
+    for point in points.into_iter().rev().filter(|p| Path::new(p).starts_with(dir)) {
+        // Detached: a process that is about to end may still have it open.
+        let _ = umount2(point, MntFlags::MNT_DETACH);
     }
 }
 
@@ -157,14 +178,22 @@ fn sweep_dirs() {
         let maker =
             name.strip_prefix("why502-").and_then(|r| r.split_once('-')).filter(|(_, n)| n.parse::<u32>().is_ok());
         if maker.is_some_and(|(pid, _)| is_gone(pid)) {
+            unmount_below(&entry.path());
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
 }
 
+/// Host pids of a process's children, whichever of its threads started them.
+pub fn children(pid: i32) -> Vec<i32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>()).collect()
+}
+
 /// Whether `pid` is a number, and no process has it.
 pub(crate) fn is_gone(pid: &str) -> bool {
-    pid.parse::<u32>().is_ok_and(|pid| !std::path::Path::new(&format!("/proc/{pid}")).exists())
+    pid.parse::<u32>().is_ok_and(|pid| !Path::new(&format!("/proc/{pid}")).exists())
 }
 
 /// The first of these users that exists here; servers run their workers as it.

@@ -6,6 +6,7 @@
 //! cgroup   kubepods-like paths in the v2 hierarchy
 //! net      network namespaces and veth pairs; tun: a path with delay, loss, duplicates, reordering
 //! pod      containers; nginx, php: their configurations; site: client, edge and pod put together
+//! runtime  pods run by real dockerd and containerd
 //! scene    a site under load: what scenarios stop, and what is compared
 //! kubelet  the end of a pod: preStop, endpoint propagation, stop signal, grace period
 //! advised  a pod's end with and without what an advice changes
@@ -36,6 +37,7 @@ pub mod pairs;
 pub mod php;
 pub mod pod;
 pub mod proofs;
+pub mod runtime;
 pub mod scene;
 pub mod schema;
 pub mod site;

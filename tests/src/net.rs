@@ -90,11 +90,8 @@ impl Link {
         Self { left4: v4(1), right4: v4(2), left6: v6(1), right6: v6(2) }
     }
 
-    pub fn has(&self, ip: IpAddr) -> bool {
-        match ip {
-            IpAddr::V4(a) => a == self.left4 || a == self.right4,
-            IpAddr::V6(a) => a == self.left6 || a == self.right6,
-        }
+    pub fn ips(self) -> [IpAddr; 4] {
+        [self.left4.into(), self.right4.into(), self.left6.into(), self.right6.into()]
     }
 
     /// Gives the addresses to two devices and sets them up. nodad: an address must be usable at once.

@@ -6,6 +6,7 @@ use crate::net::listens;
 use crate::pod::{Container, Pid1, Pod};
 use anyhow::{Context, Result, anyhow};
 use serde::Deserialize;
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -167,6 +168,11 @@ impl Fpm {
     pub fn served(&self) -> Result<Vec<Served>> {
         read_ledger(&self.ledger)
     }
+}
+
+/// Ids of the requests that a script has started for: nginx had read these.
+pub fn started(served: &[Served]) -> HashSet<String> {
+    served.iter().filter(|s| s.ev == "start").map(|s| s.id.clone()).collect()
 }
 
 /// The whole lines of the scripts' ledger.

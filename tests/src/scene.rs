@@ -3,9 +3,9 @@
 use crate::guard::wait;
 use crate::ledger::{self, Comparison, Rules};
 use crate::load::{Load, LoadConf, Progress, Request, write_ledger};
-use crate::site::Site;
+use crate::site::{Ground, Site};
 use crate::tracer::{Said, Tracer, binary, explain};
-use crate::{guard, schema};
+use crate::{guard, php, schema};
 use anyhow::{Result, ensure};
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -35,8 +35,8 @@ pub struct Loads {
 
 /// A site under load.
 #[derive(Debug)]
-pub struct Scene {
-    pub site: Site,
+pub struct Scene<G = Site> {
+    pub site: G,
     pub slow: Option<Load>,
     pub fast: Option<Load>,
     /// Begun by the act.
@@ -45,17 +45,16 @@ pub struct Scene {
 
 /// A scene that is over: the site still stands, the load has ended.
 #[derive(Debug)]
-pub struct Over {
-    pub site: Site,
+pub struct Over<G = Site> {
+    pub site: G,
     pub requests: Vec<Request>,
 }
 
-impl Scene {
+impl<G: Ground> Scene<G> {
     /// Returns when php works on slow requests, and the fast ones flow.
-    pub fn start(site: Site, loads: &Loads) -> Result<Self> {
-        let begin = |conf: &Option<LoadConf>| {
-            conf.as_ref().map(|c| Load::start(Some(site.client.path()), c.clone())).transpose()
-        };
+    pub fn start(site: G, loads: &Loads) -> Result<Self> {
+        let begin =
+            |conf: &Option<LoadConf>| conf.as_ref().map(|c| Load::start(Some(site.client()), c.clone())).transpose();
         let (fast, slow) = (begin(&loads.fast)?, begin(&loads.slow)?);
         let scene = Self { site, slow, fast, added: Mutex::default() };
         wait("the slow requests", LIMIT, || scene.in_php() >= loads.in_php)?;
@@ -67,7 +66,7 @@ impl Scene {
 
     /// One more load. It is no part of the counts and waits of the scene, and of its requests all the same.
     pub fn add(&self, conf: LoadConf) -> Result<Arc<Progress>> {
-        let load = Load::start(Some(self.site.client.path()), conf)?;
+        let load = Load::start(Some(self.site.client()), conf)?;
         let progress = load.progress.clone();
         self.added.lock().unwrap_or_else(PoisonError::into_inner).push(load);
         Ok(progress)
@@ -101,7 +100,7 @@ impl Scene {
     }
 
     /// Ends the load; what is under way comes to its end first.
-    pub fn end(self) -> Result<Over> {
+    pub fn end(self) -> Result<Over<G>> {
         let mut requests = Vec::new();
         let added = self.added.into_inner().unwrap_or_else(PoisonError::into_inner);
         for load in [self.slow, self.fast].into_iter().flatten().chain(added) {
@@ -111,7 +110,7 @@ impl Scene {
     }
 }
 
-impl Over {
+impl<G: Ground> Over<G> {
     /// Requests that the client's ledger counts as lost; `made`: see [`Rules::made`].
     pub fn lost(&self, made: &[u16]) -> usize {
         self.requests.iter().filter(|r| ledger::is_lost(r, made)).count()
@@ -125,7 +124,7 @@ impl Over {
 
     /// The same, with what the tracer said.
     pub fn heard(&self, name: &str, watch: Watch, made: &[u16], allowed: Allowed) -> Result<(Comparison, Said)> {
-        let rules = Rules { made, seen: self.site.started_scripts()?, allowed };
+        let rules = Rules { made, seen: php::started(&self.site.served()?), allowed };
         watch.tracer.wait_for(self.lost(made), &self.site)?;
         let said = watch.tracer.stop()?;
         ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
@@ -169,7 +168,7 @@ impl Watch {
 
 /// A deviation is looked into with what was seen: the recording and the client's ledger outlive the site.
 pub fn keep(dir: Option<PathBuf>, name: &str, recording: &Path, requests: &[Request]) -> Result<()> {
-    let name = format!("{}-{}-{}", name.replace([' ', ','], "-"), std::process::id(), guard::serial());
+    let name = format!("{}-{}-{}", name.replace([' ', ',', '.'], "-"), std::process::id(), guard::serial());
     let base = dir.unwrap_or_else(std::env::temp_dir).join(name);
     std::fs::copy(recording, base.with_extension("rec"))?;
     write_ledger(&base.with_extension("jsonl"), requests)?;

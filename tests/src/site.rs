@@ -61,16 +61,28 @@ pub(crate) struct Php {
     pub ledger: PathBuf,
 }
 
+/// Where a scene is played: the harness's own site, or one that a container runtime runs.
+pub trait Ground {
+    /// The network namespace that requests come from, by path.
+    fn client(&self) -> PathBuf;
+
+    /// What the php scripts have written until now.
+    fn served(&self) -> Result<Vec<Served>>;
+
+    /// By which its incidents are known, also when it is gone.
+    fn territory(&self) -> Territory;
+}
+
 /// Addresses and namespaces of a site: other tests of this machine have incidents of their own.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Territory {
-    links: Vec<Link>,
-    netns: Vec<u32>,
+    pub ips: Vec<IpAddr>,
+    pub netns: Vec<u32>,
 }
 
 impl Territory {
     pub fn owns(&self, ip: Option<IpAddr>, netns: u32) -> bool {
-        ip.is_some_and(|ip| self.links.iter().any(|l| l.has(ip))) || self.netns.contains(&netns)
+        ip.is_some_and(|ip| self.ips.contains(&ip.to_canonical())) || self.netns.contains(&netns)
     }
 
     pub fn has(&self, claim: &Claim) -> bool {
@@ -193,7 +205,7 @@ impl Site {
 
     /// Ids of the requests that a php script has started for: nginx had read these.
     pub fn started_scripts(&self) -> Result<HashSet<String>> {
-        Ok(self.served()?.into_iter().filter(|s| s.ev == "start").map(|s| s.id).collect())
+        Ok(php::started(&self.served()?))
     }
 
     /// What the php scripts have written until now.
@@ -204,8 +216,9 @@ impl Site {
     /// By which the incidents of this site are known, also when it is gone.
     pub fn territory(&self) -> Territory {
         let namespaces = [Some(&self.pod.netns), Some(&self.client), self.edge.as_ref().map(|e| &e.pod.netns)];
+        let links = [Some(self.link), self.edge.as_ref().map(|e| e.link)];
         Territory {
-            links: [Some(self.link), self.edge.as_ref().map(|e| e.link)].into_iter().flatten().collect(),
+            ips: links.into_iter().flatten().flat_map(Link::ips).collect(),
             netns: namespaces.into_iter().flatten().filter_map(|ns| ns.inode().ok()).collect(),
         }
     }
@@ -213,5 +226,19 @@ impl Site {
     /// Whether an address or namespace is one of this site.
     pub fn owns(&self, ip: Option<IpAddr>, netns: u32) -> bool {
         self.territory().owns(ip, netns)
+    }
+}
+
+impl Ground for Site {
+    fn client(&self) -> PathBuf {
+        self.client.path()
+    }
+
+    fn served(&self) -> Result<Vec<Served>> {
+        Self::served(self)
+    }
+
+    fn territory(&self) -> Territory {
+        Self::territory(self)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::guard;
 use crate::ledger::Claim;
-use crate::site::Site;
+use crate::site::Ground;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::prctl;
 use nix::sys::signal::{SigHandler, Signal, kill, signal};
@@ -55,12 +55,12 @@ pub struct Said {
 
 impl Said {
     /// The incidents of this site: other tests of this machine have incidents of their own.
-    pub fn claims(&self, site: &Site) -> Vec<Claim> {
+    pub fn claims(&self, site: &impl Ground) -> Vec<Claim> {
         claims(&self.incidents, site)
     }
 }
 
-pub fn claims(incidents: &[Incident], site: &Site) -> Vec<Claim> {
+pub fn claims(incidents: &[Incident], site: &impl Ground) -> Vec<Claim> {
     let here = site.territory();
     incidents.iter().map(Claim::from).filter(|c| here.has(c)).collect()
 }
@@ -140,7 +140,7 @@ impl Tracer {
 
     /// Waits until there are so many incidents of this site, or for as long as a verdict may take (2 s) and some more: what
     /// is missing then stays missing.
-    pub fn wait_for(&self, incidents: usize, site: &Site) -> Result<()> {
+    pub fn wait_for(&self, incidents: usize, site: &impl Ground) -> Result<()> {
         let (here, mut lines, mut found) = (site.territory(), 0, 0);
         let enough = || {
             let new = self.more(&mut lines).unwrap_or_default();

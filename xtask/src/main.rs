@@ -4,6 +4,7 @@ mod accuracy;
 mod apt;
 mod bench;
 mod build;
+mod containerds;
 mod demo;
 mod gates;
 mod kernels;

@@ -64,6 +64,13 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "s6-svscan", ["s6"]),
     // A proxy of a pod that is not nginx.
     tool!(Test, "haproxy", ["haproxy"]),
+    // Pods that real runtimes run. containerd's CRI plugin has its network made by CNI plugins, dockerd by iptables.
+    tool!(Test, "dockerd", ["docker.io"]),
+    tool!(Test, "docker", ["docker-cli"], ["docker.io"]),
+    tool!(Test, "containerd", ["containerd"]),
+    tool!(Test, "runc", ["runc"]),
+    tool!(Test, "iptables", ["iptables"]),
+    Tool { name: "CNI plugins", since: For::Test, find: cni_bridge, packages: &[&["containernetworking-plugins"]] },
 ];
 
 /// Debian's own compiler, with a `core` for BPF that is built already.
@@ -85,6 +92,11 @@ fn php_fpm() -> Option<PathBuf> {
 fn php_version(name: &str) -> Option<(u32, u32)> {
     let (major, minor) = name.strip_prefix("php-fpm")?.split_once('.')?;
     Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+/// Debian's CNI plugins are in no folder of programs.
+fn cni_bridge() -> Option<PathBuf> {
+    ["/usr/lib/cni/bridge", "/opt/cni/bin/bridge"].map(PathBuf::from).into_iter().find(|path| path.is_file())
 }
 
 /// The guests have no libc for a dynamic one.
@@ -181,6 +193,8 @@ fn service(tool: &Tool) -> Option<String> {
     match tool.name {
         "nginx" => Some("nginx".into()),
         "supervisord" => Some("supervisor".into()),
+        "dockerd" => Some("docker".into()),
+        "containerd" => Some("containerd".into()),
         "php-fpm" => Some(php_fpm()?.file_name()?.to_str()?.strip_prefix("php-fpm").map(|v| format!("php{v}-fpm"))?),
         _ => None,
     }

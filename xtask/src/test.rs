@@ -8,7 +8,7 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, For};
-use crate::{build, sh};
+use crate::{build, containerds, sh};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -131,6 +131,13 @@ fn live(args: &Args, why502: &Path) -> Result<()> {
         (_, true) => &[("RUNS", "1"), ("CLOSES", "100")],
         _ => &[],
     };
+    if args.full {
+        // Newer ones than the distribution's: where they cannot be had, the tests on them are left out.
+        match containerds::unpacked() {
+            Ok(folders) => drop(cmd.env("WHY502_CONTAINERDS", env::join_paths(folders)?)),
+            Err(e) => println!("skipped     newer containerds: {e:#}"),
+        }
+    }
     sh::run(cmd.envs(figures.iter().copied()))
 }
 

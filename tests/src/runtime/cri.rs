@@ -1,0 +1,209 @@
+//! A client of the CRI that sends what a kubelet sends for a pod's life, with the labels and annotations that it writes.
+
+use super::messages::*;
+use super::{ContainerSpec, Names, Pod, PodSpec, Running};
+use anyhow::{Context, Result, anyhow};
+use hyper::http::uri::PathAndQuery;
+use prost::Message;
+use serde_json::{Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tonic_prost::ProstCodec;
+
+/// More than anything takes but a stop, which adds its grace period, or a command.
+const LIMIT: Duration = Duration::from_secs(60);
+/// Namespaces: of the pod, of the container alone.
+const OF_POD: i32 = 0;
+const OF_CONTAINER: i32 = 1;
+
+/// Its calls block, and may come from several threads.
+#[derive(Debug)]
+pub struct Cri {
+    pub socket: PathBuf,
+    /// Containers' logs.
+    logs: PathBuf,
+    /// Containers get limits of resources.
+    limits: bool,
+}
+
+impl Cri {
+    /// `limits`: the runtime's cgroups have the controllers for them.
+    pub fn new(socket: PathBuf, logs: PathBuf, limits: bool) -> Self {
+        Self { socket, logs, limits }
+    }
+
+    /// The runtime's name and version.
+    pub fn version(&self) -> Result<String> {
+        let said: VersionResponse = self.call("Version", VersionRequest {}, Duration::from_secs(5))?;
+        Ok(format!("{} {}", said.runtime_name, said.runtime_version))
+    }
+
+    /// One call, on a connection of its own: a restarted runtime has another socket by the same name.
+    fn call<Q, A>(&self, method: &str, request: Q, limit: Duration) -> Result<A>
+    where
+        Q: Message + Send + Sync + 'static,
+        A: Message + Default + Send + Sync + 'static,
+    {
+        let path = PathAndQuery::try_from(format!("/runtime.v1.RuntimeService/{method}"))?;
+        let socket = self.socket.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime
+            .block_on(async move {
+                let to = tower::service_fn(move |_: Uri| {
+                    let socket = socket.clone();
+                    async move {
+                        let stream = tokio::net::UnixStream::connect(socket).await?;
+                        Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+                    }
+                });
+                let channel: Channel = Endpoint::from_static("http://localhost").connect_with_connector(to).await?;
+                let mut grpc = Grpc::new(channel);
+                grpc.ready().await?;
+                let call = grpc.unary(tonic::Request::new(request), path, ProstCodec::<Q, A>::default());
+                let answer = tokio::time::timeout(limit, call).await.map_err(|_| anyhow!("no answer in {limit:?}"))?;
+                answer
+                    .map(tonic::Response::into_inner)
+                    .map_err(|status| anyhow!("{}: {}", status.code(), status.message()))
+            })
+            .with_context(|| format!("CRI {method}"))
+    }
+
+    fn sandbox(&self, spec: &PodSpec) -> PodSandboxConfig {
+        let metadata = PodSandboxMetadata {
+            name: spec.name.clone(),
+            uid: spec.uid.clone(),
+            namespace: spec.namespace.clone(),
+            attempt: 0,
+        };
+        let namespaces = NamespaceOption { network: OF_POD, pid: OF_CONTAINER };
+        let logs = self.logs.join(format!("{}_{}_{}", spec.namespace, spec.name, spec.uid));
+        PodSandboxConfig {
+            metadata: Some(metadata),
+            hostname: spec.name.clone(),
+            log_directory: logs.display().to_string(),
+            labels: labels(spec, None),
+            annotations: strings(&[("kubernetes.io/config.source", "api")]),
+            linux: Some(LinuxPodSandboxConfig {
+                cgroup_parent: spec.cgroup_parent.clone().unwrap_or_default(),
+                security_context: Some(LinuxSandboxSecurityContext { namespace_options: Some(namespaces) }),
+            }),
+        }
+    }
+
+    pub fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
+        let config = self.sandbox(spec);
+        std::fs::create_dir_all(&config.log_directory)?;
+        let handler = match spec.names {
+            Names::Cgroupfs => "",
+            Names::Systemd => "systemd",
+        };
+        let request = RunPodSandboxRequest { config: Some(config), runtime_handler: handler.into() };
+        let PodId { pod_sandbox_id: id } = self.call("RunPodSandbox", request, LIMIT)?;
+        let status: PodSandboxStatusResponse =
+            self.call("PodSandboxStatus", PodId { pod_sandbox_id: id.clone() }, LIMIT)?;
+        let ip = status.status.and_then(|s| s.network).map(|n| n.ip).unwrap_or_default();
+        let ip = ip.parse().with_context(|| format!("address of pod {}: {ip:?}", spec.name))?;
+        Ok(Pod { spec: spec.clone(), id, ip })
+    }
+
+    pub fn start(&self, pod: &Pod, spec: &ContainerSpec) -> Result<Running> {
+        let sandbox = self.sandbox(&pod.spec);
+        std::fs::create_dir_all(Path::new(&sandbox.log_directory).join(&spec.name))?;
+        let shown = |dir: &PathBuf| {
+            let path = dir.display().to_string();
+            Mount { container_path: path.clone(), host_path: path }
+        };
+        let limits = LinuxContainerResources { cpu_shares: 102, memory_limit_in_bytes: 512 << 20 };
+        let namespaces = NamespaceOption { network: OF_POD, pid: OF_CONTAINER };
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: spec.name.clone(), attempt: spec.attempt }),
+            image: Some(ImageSpec { image: spec.image.clone() }),
+            command: spec.argv.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            mounts: spec.shows.iter().map(shown).collect(),
+            labels: labels(&pod.spec, Some(&spec.name)),
+            annotations: annotations(spec),
+            log_path: format!("{}/{}.log", spec.name, spec.attempt),
+            linux: Some(LinuxContainerConfig {
+                resources: self.limits.then_some(limits),
+                security_context: Some(LinuxContainerSecurityContext { namespace_options: Some(namespaces) }),
+            }),
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox),
+        };
+        let made: ContainerId = self.call("CreateContainer", request, LIMIT)?;
+        let id = made.container_id.clone();
+        let _: Empty = self.call("StartContainer", made, LIMIT)?;
+        let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
+        let status: ContainerStatusResponse = self.call("ContainerStatus", request, LIMIT)?;
+        let info: Value = serde_json::from_str(status.info.get("info").map_or("null", String::as_str))?;
+        let pid = info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
+        let pid = pid.filter(|pid| *pid > 0).with_context(|| format!("{} has no pid", spec.name))?;
+        Ok(Running { name: spec.name.clone(), id, pid })
+    }
+
+    pub fn stop(&self, container: &str, grace: Duration) -> Result<()> {
+        let timeout = grace.as_secs().cast_signed();
+        let request = StopContainerRequest { container_id: container.into(), timeout };
+        self.call("StopContainer", request, LIMIT + grace).map(|_: Empty| ())
+    }
+
+    /// The command's exit code.
+    pub fn exec(&self, container: &str, argv: &[String]) -> Result<i32> {
+        let request = ExecSyncRequest { container_id: container.into(), cmd: argv.to_vec(), timeout: 0 };
+        let done: ExecSyncResponse = self.call("ExecSync", request, LIMIT)?;
+        if done.exit_code != 0 {
+            println!("{argv:?}: exit {}: {}", done.exit_code, String::from_utf8_lossy(&done.stderr).trim());
+        }
+        Ok(done.exit_code)
+    }
+
+    pub fn remove(&self, container: &str) -> Result<()> {
+        self.call("RemoveContainer", ContainerId { container_id: container.into() }, LIMIT).map(|_: Empty| ())
+    }
+
+    pub fn stop_pod(&self, pod: &str) -> Result<()> {
+        self.call("StopPodSandbox", PodId { pod_sandbox_id: pod.into() }, LIMIT).map(|_: Empty| ())
+    }
+
+    pub fn remove_pod(&self, pod: &str) -> Result<()> {
+        self.call("RemovePodSandbox", PodId { pod_sandbox_id: pod.into() }, LIMIT).map(|_: Empty| ())
+    }
+}
+
+fn strings(pairs: &[(&str, &str)]) -> HashMap<String, String> {
+    pairs.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect()
+}
+
+fn labels(pod: &PodSpec, container: Option<&str>) -> HashMap<String, String> {
+    let mut labels = strings(&[
+        ("io.kubernetes.pod.name", &pod.name),
+        ("io.kubernetes.pod.namespace", &pod.namespace),
+        ("io.kubernetes.pod.uid", &pod.uid),
+    ]);
+    match container {
+        Some(name) => labels.insert("io.kubernetes.container.name".into(), name.into()),
+        None => labels.insert("app".into(), "web".into()),
+    };
+    labels
+}
+
+fn annotations(spec: &ContainerSpec) -> HashMap<String, String> {
+    let mut annotations = strings(&[
+        ("io.kubernetes.container.hash", "deadbeef"),
+        ("io.kubernetes.container.restartCount", &spec.attempt.to_string()),
+        ("io.kubernetes.container.terminationMessagePath", "/dev/termination-log"),
+        ("io.kubernetes.container.terminationMessagePolicy", "File"),
+        ("io.kubernetes.pod.terminationGracePeriod", &spec.grace.as_secs().to_string()),
+    ]);
+    if let Some(command) = &spec.pre_stop {
+        let handler = json!({ "exec": { "command": command } }).to_string();
+        annotations.insert("io.kubernetes.container.preStopHandler".into(), handler);
+    }
+    annotations
+}
