@@ -2,7 +2,8 @@
 //!
 //! Order: `Started`, `Clock`, the cgroups, processes and listeners (TCP and AF_UNIX) of the start-up scan, `Ready`; then per batch: losses,
 //! events (each after the `Cgroup` facts that it needs), `Clock` every ten seconds and when the wall clock was set,
-//! what container runtimes say, `StopCounters` that changed, and a `Tick` up to which all events were fed. Attach first, then scan: what happens in
+//! what container runtimes and the Kubernetes API say, `StopCounters` that changed, and a `Tick` up to which all events were
+//! fed. Attach first, then scan: what happens in
 //! between is in the ring and follows after `Ready`, with its time.
 
 mod check;
@@ -24,7 +25,7 @@ use crate::probes::load::{LoadError, Probes, Settings};
 use crate::probes::tables::{Listeners, Skip, Stops, TableError};
 use crate::ring::counters::{Counters, HookTotals};
 use crate::ring::drain::{Batch, Drain};
-use crate::sources::{cgroups, procfs, runtimes};
+use crate::sources::{cgroups, kube, procfs, runtimes};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,6 +79,8 @@ pub struct Options {
     pub unix_connect: UnixConnect,
     /// Which container runtimes are asked for names.
     pub runtimes: runtimes::Wish,
+    /// The Kubernetes API that knows this node's pods.
+    pub kube: Option<kube::Place>,
 }
 
 impl Default for Options {
@@ -92,6 +95,7 @@ impl Default for Options {
             check: true,
             unix_connect: UnixConnect::default(),
             runtimes: runtimes::Wish::default(),
+            kube: None,
         }
     }
 }
@@ -153,6 +157,7 @@ pub struct Live {
     fresh_fpm: fpm::Fresh,
     strangers: listening::Strangers,
     names: names::Names,
+    kube: Option<kube::Source>,
     root: PathBuf,
     /// Events were given since the last tick.
     unticked: bool,
@@ -209,10 +214,13 @@ impl Live {
         }
 
         let host = Host::read(root);
+        let node = options.node.unwrap_or(host.node);
+        let kube = options.kube.map(|place| kube::Source::start(place, node.clone(), clock::boot_ns));
+        let kube = kube.transpose().map_err(io("cannot start the thread that watches the Kubernetes API"))?;
         let mut pending = vec![Input::Started(Started {
             at: started,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            node: options.node.unwrap_or(host.node),
+            node,
             boot_id: host.boot_id,
             kernel: host.kernel,
             hooks: probes.status(),
@@ -264,6 +272,7 @@ impl Live {
             fresh_fpm: fpm::Fresh::default(),
             strangers: listening::Strangers::default(),
             names,
+            kube,
             root: options.root,
             unticked: false,
             more: false,
@@ -353,6 +362,7 @@ impl Live {
         out.extend(self.names.due());
         out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
         out.extend(self.strangers.due(&self.root, now));
+        out.extend(self.kube.as_mut().map(kube::Source::due).unwrap_or_default());
         for event in batch.events {
             self.give(event, now, &mut out);
         }

@@ -1,6 +1,7 @@
 //! `why502 doctor`: what this host allows. It loads and attaches the probes, since nothing else tells for sure, and
 //! detaches them at once.
 
+use super::kube::{Kube, KubeArgs};
 use super::output::OutputArgs;
 use super::runtime::RuntimeArgs;
 use crate::kernel::btf;
@@ -9,6 +10,7 @@ use crate::live::{Live, Options};
 use crate::model::Input;
 use crate::model::input::{Degraded, HookState, HookStatus, Started};
 use crate::sinks::escape::escape;
+use crate::sources::kube::{Examined, examine};
 use crate::sources::runtimes::{self, Found, Wish};
 use anyhow::Context;
 use serde::Serialize;
@@ -30,6 +32,8 @@ Exit code 1 when why502 cannot work here; what is only degraded is told and does
 pub(super) struct Args {
     #[command(flatten)]
     runtime: RuntimeArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
     #[command(flatten)]
     output: OutputArgs,
 }
@@ -56,6 +60,8 @@ struct Report {
     hooks: Vec<HookStatus>,
     degraded: Vec<Degraded>,
     runtimes: Vec<RuntimeSocket>,
+    /// Null: not asked.
+    kubernetes: Option<Examined>,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,8 +92,10 @@ struct RuntimeSocket {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let root = Path::new("/");
+    let kube = args.kube.resolve()?;
     let mut report = look(root);
     report.runtimes = runtimes(root, &args.runtime.wish()?)?;
+    report.kubernetes = ask(kube, &report.node)?;
     match super::host::refuse().and_then(|()| try_probes()) {
         Ok(started) => {
             report.hooks = started.hooks;
@@ -137,6 +145,7 @@ fn look(root: &Path) -> Report {
         hooks: Vec::new(),
         degraded: Vec::new(),
         runtimes: Vec::new(),
+        kubernetes: None,
     }
 }
 
@@ -149,6 +158,12 @@ fn runtimes(root: &Path, wish: &Wish) -> anyhow::Result<Vec<RuntimeSocket>> {
     };
     let found = runtimes::found(root, wish).context("cannot start")?;
     Ok(found.into_iter().map(socket).collect())
+}
+
+fn ask(kube: Kube, node: &str) -> anyhow::Result<Option<Examined>> {
+    let Some(place) = kube.place else { return Ok(None) };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
+    Ok(Some(runtime.block_on(examine(place, kube.node.as_deref().unwrap_or(node)))))
 }
 
 /// Loads, attaches, checks, detaches: what `watch` would say at its start.
@@ -204,6 +219,9 @@ fn text(report: &Report) -> String {
     for (n, runtime) in runtimes.iter().enumerate() {
         row(if n == 0 { "runtimes" } else { "" }, runtime);
     }
+    for (n, line) in kubernetes(report.kubernetes.as_ref()).iter().enumerate() {
+        row(if n == 0 { "kubernetes" } else { "" }, line);
+    }
     for (n, hook) in report.hooks.iter().enumerate() {
         let state = match &hook.state {
             HookState::Attached => "ok".to_string(),
@@ -220,6 +238,24 @@ fn text(report: &Report) -> String {
         Some(error) => row("result", &format!("why502 cannot work here: {error}")),
     }
     out
+}
+
+/// What the API lets us do, and what is not known because of what it does not.
+fn kubernetes(found: Option<&Examined>) -> Vec<String> {
+    let Some(found) = found else { return vec!["not asked (--kube)".into()] };
+    let version = found.version.as_deref().unwrap_or("unknown version");
+    let mut lines = match &found.error {
+        Some(error) => vec![format!("cannot be asked: {error}")],
+        None => vec![format!("reachable, {version}")],
+    };
+    match (found.node_known, found.pods) {
+        (Some(false), _) => lines.push("it knows no node of this name: give it with --node or NODE_NAME".into()),
+        (_, Some(pods)) => lines.push(format!("{pods} pods on this node")),
+        _ => {}
+    }
+    let holes = found.access.iter().filter(|a| !a.allowed);
+    lines.extend(holes.map(|a| format!("not allowed: {}, so not known: {}", a.what, a.gives)));
+    lines
 }
 
 fn some(text: String, otherwise: &str) -> String {

@@ -1,12 +1,14 @@
 //! What all live commands share: refusals before anything is loaded, one loop that feeds every input to the command,
 //! and an orderly end.
 
+use super::kube::Kube;
 use super::say;
 use super::specs::Specs;
 use super::summary::Summary;
 use crate::live::{Live, Options, UnixConnect};
 use crate::model::Input;
 use crate::model::input::{HookState, SourceFact, SourceState, Started};
+use crate::model::kube::Said;
 use crate::sources::runtimes;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ pub(super) struct Wish {
     pub(super) unix_connect: UnixConnect,
     pub(super) specs: Specs,
     pub(super) runtimes: runtimes::Wish,
+    pub(super) kube: Kube,
 }
 
 /// Whether to go on.
@@ -48,8 +51,9 @@ pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> any
 async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
-    let Wish { all_signals, unix_connect, duration, mut specs, runtimes } = wish;
-    let options = Options { all_signals, unix_connect, runtimes, ..Options::default() };
+    let Wish { all_signals, unix_connect, duration, mut specs, runtimes, kube } = wish;
+    let Kube { place, node } = kube;
+    let options = Options { all_signals, unix_connect, runtimes, kube: place, node, ..Options::default() };
     let mut live = tokio::select! {
         biased;
         () = stop.wait() => anyhow::bail!("ended by a signal before the start was done"),
@@ -119,6 +123,15 @@ fn announce(input: &Input) {
             let _ = writeln!(std::io::stderr().lock(), "ready");
         }
         Input::Source(fact) => say(source(fact)),
+        Input::Kube(fact) => {
+            if let Said::Api(api) = &fact.said {
+                let state = match &api.why {
+                    Some(why) => format!("not heard any more: {why}"),
+                    None => "watched".into(),
+                };
+                say(format_args!("Kubernetes API: {} {state}", api.resource));
+            }
+        }
         _ => {}
     }
 }

@@ -6,6 +6,7 @@ mod doctor;
 mod explain;
 mod host;
 mod judge;
+mod kube;
 mod live;
 mod output;
 mod record;

@@ -1,5 +1,6 @@
 //! `why502 record`: the input sequence into a file.
 
+use super::kube::KubeArgs;
 use super::live::{self, Wish};
 use super::runtime::RuntimeArgs;
 use super::say;
@@ -41,6 +42,8 @@ pub(super) struct Args {
     specs: SpecArgs,
     #[command(flatten)]
     runtime: RuntimeArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
     /// All signals, not only those that end a process or tell a server to stop
     #[arg(long)]
     all_signals: bool,
@@ -51,6 +54,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
     let specs = args.specs.read()?;
     let runtimes = args.runtime.wish()?;
+    let kube = args.kube.resolve()?;
     let mut recording = RecordingFile::create(&args.output)?;
     let wish = Wish {
         all_signals: args.all_signals,
@@ -58,6 +62,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         unix_connect: args.unix_connect,
         specs,
         runtimes,
+        kube,
     };
     let summary = live::run(wish, |input, _| {
         recording.write(input);

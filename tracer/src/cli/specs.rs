@@ -2,7 +2,7 @@
 
 use crate::model::input::SpecFact;
 use crate::model::{BootNs, Input};
-use crate::sources::spec::{self, Handler, Workload};
+use crate::sources::spec;
 use anyhow::{Context, ensure};
 use std::path::{Path, PathBuf};
 
@@ -46,24 +46,7 @@ fn of_file(path: &Path) -> anyhow::Result<Vec<SpecFact>> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {name}"))?;
     let workloads = spec::read(&name, &text)?;
     ensure!(!workloads.is_empty(), "{name} holds no pod and nothing that makes pods");
-    Ok(workloads.iter().flat_map(|w| facts(&name, w)).collect())
-}
-
-fn facts(source: &str, workload: &Workload) -> Vec<SpecFact> {
-    let name = workload.name.as_deref().unwrap_or("");
-    let fact = |c: &spec::Container| SpecFact {
-        at: 0,
-        source: source.to_owned(),
-        workload: format!("{}/{name}", workload.kind),
-        container: c.name.clone(),
-        pre_stop: match c.pre_stop.as_ref().map(|hook| &hook.value) {
-            Some(Handler::Exec(argv)) => Some(argv.clone()),
-            _ => None,
-        },
-        stop_signal: c.stop_signal.as_ref().map(|signal| signal.value),
-        grace_s: workload.grace.value,
-    };
-    workload.containers.iter().map(fact).collect()
+    Ok(workloads.iter().flat_map(|w| spec::facts(&name, None, w)).collect())
 }
 
 #[cfg(test)]

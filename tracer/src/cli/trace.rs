@@ -1,9 +1,11 @@
 //! `why502 trace`: every event, live, one line each.
 
+use super::kube::KubeArgs;
 use super::live::{self, View, Wish};
 use super::output::OutputArgs;
 use super::runtime::RuntimeArgs;
 use super::watch::PATIENCE;
+use crate::correlate::pods::Pods;
 use crate::explain::{container_of, pod_of};
 use crate::identity::{ContainerInfo, Limits, Table};
 use crate::live::UnixConnect;
@@ -44,6 +46,8 @@ pub(super) struct Args {
     unix_connect: UnixConnect,
     #[command(flatten)]
     runtime: RuntimeArgs,
+    #[command(flatten)]
+    kube: KubeArgs,
     #[command(flatten)]
     output: OutputArgs,
     // Last: its heading would go on over what follows.
@@ -91,6 +95,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         duration: args.duration,
         unix_connect: args.unix_connect,
         runtimes: args.runtime.wish()?,
+        kube: args.kube.resolve()?,
         ..Wish::default()
     };
     let mut summary = live::run(wish, |input, view| {
@@ -113,12 +118,13 @@ struct Tracer<'a> {
     clock: WallClock,
     host_pidns: u32,
     who: Table,
+    pods: Pods,
 }
 
 impl<'a> Tracer<'a> {
     fn new(args: &'a Args, paint: Paint) -> Self {
         let who = Table::new(Limits::default());
-        Tracer { args, paint, clock: WallClock::default(), host_pidns: 0, who }
+        Tracer { args, paint, clock: WallClock::default(), host_pidns: 0, who, pods: Pods::default() }
     }
 
     fn input(&mut self, input: &Input, view: &View<'_>) -> anyhow::Result<Option<String>> {
@@ -126,9 +132,10 @@ impl<'a> Tracer<'a> {
         match input {
             Input::Started(started) => self.host_pidns = started.host_pidns,
             Input::Clock { at, wall_ns } => self.clock.sample(*at, *wall_ns),
+            Input::Kube(fact) => self.pods.observe(fact, &self.clock),
             Input::Event(event) => {
                 let container = container(&self.who, &event.kind);
-                if self.args.filter.fits(event) && self.args.filter.fits_place(container) {
+                if self.args.filter.fits(event) && self.args.filter.fits_place(container, &self.pods) {
                     return self.line(event, container, view).map(Some);
                 }
             }
@@ -147,12 +154,12 @@ impl<'a> Tracer<'a> {
             let mut line = EventLine::new(event);
             line.at = at;
             line.reset_reason = reset_reason;
-            line.pod = container.and_then(pod_of);
-            line.container = container.map(container_of);
+            line.pod = container.and_then(|c| pod_of(c, &self.pods));
+            line.container = container.map(|c| container_of(c, &self.pods));
             return Ok(line.to_json()?);
         }
         let time = at.as_deref().map_or_else(|| since_boot(event.at), |at| time_of_day(at).to_string());
-        let place = container.map(place).unwrap_or_default();
+        let place = container.map(|c| place(c, &self.pods)).unwrap_or_default();
         let context =
             trace::Context { time: &time, host_pidns: self.host_pidns, place: &place, reset_reason, paint: self.paint };
         Ok(trace::line(event, context))
@@ -160,8 +167,8 @@ impl<'a> Tracer<'a> {
 }
 
 /// `web-0/nginx`, or the id where no runtime names it.
-fn place(of: &ContainerInfo) -> String {
-    let (container, pod) = (container_of(of), pod_of(of).and_then(|pod| pod.name));
+fn place(of: &ContainerInfo, pods: &Pods) -> String {
+    let (container, pod) = (container_of(of, pods), pod_of(of, pods).and_then(|pod| pod.name));
     // Twelve hex digits are what docker and crictl print.
     let name = container.name.unwrap_or_else(|| container.id.chars().take(12).collect());
     pod.map_or_else(|| name.clone(), |pod| format!("{pod}/{name}"))
@@ -203,11 +210,11 @@ impl Filter {
             })
     }
 
-    fn fits_place(&self, container: Option<&ContainerInfo>) -> bool {
+    fn fits_place(&self, container: Option<&ContainerInfo>, pods: &Pods) -> bool {
         if self.container.is_empty() && self.pod.is_empty() {
             return true;
         }
-        let (of, pod) = (container.map(container_of), container.and_then(pod_of));
+        let (of, pod) = (container.map(|c| container_of(c, pods)), container.and_then(|c| pod_of(c, pods)));
         any(&self.container, |name| {
             let fits = |c: &Container| c.id.starts_with(name.as_str()) || c.name.as_ref() == Some(name);
             !name.is_empty() && of.as_ref().is_some_and(fits)

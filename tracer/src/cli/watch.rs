@@ -1,6 +1,7 @@
 //! `why502 watch`: incidents when they are final, stops at their end.
 
 use super::judge::{Judge, is_blamed};
+use super::kube::KubeArgs;
 use super::live::{self, Wish};
 use super::output::OutputArgs;
 use super::record::RecordingFile;
@@ -47,6 +48,8 @@ pub(super) struct Args {
     #[command(flatten)]
     runtime: RuntimeArgs,
     #[command(flatten)]
+    kube: KubeArgs,
+    #[command(flatten)]
     output: OutputArgs,
 }
 
@@ -54,11 +57,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     super::host::refuse()?;
     let specs = args.specs.read()?;
     let runtimes = args.runtime.wish()?;
+    let kube = args.kube.resolve()?;
     let mut recording = args.record.as_deref().map(RecordingFile::create).transpose()?;
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
-    let wish = Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect, specs, runtimes };
+    let wish =
+        Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect, specs, runtimes, kube };
     let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {
             recording.write(input);

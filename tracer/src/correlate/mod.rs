@@ -5,6 +5,7 @@ pub mod answer;
 pub mod detect;
 pub mod history;
 pub mod lost;
+pub mod pods;
 pub mod sources;
 pub mod stops;
 mod unix;
@@ -19,13 +20,16 @@ use crate::model::{Input, Output};
 use answer::Closer;
 use history::{History, LossWindow, Upstream};
 use lost::{Evidence, Lost};
+use pods::Pods;
 use sources::Sources;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use stops::Stops;
 
 /// How long a loss waits for facts that come after it: exits and signals come before, but the requester's side and loss
 /// counters (read four times a second) may come later.
 pub const WINDOW_NS: u64 = 700_000_000;
+/// The same where the Kubernetes API is about to tell why the pod ended.
+pub const API_WINDOW_NS: u64 = 5_000_000_000;
 /// Losses that may wait at once; beyond it the oldest are decided early.
 const MAX_PENDING: usize = 65_536;
 
@@ -56,6 +60,7 @@ struct World {
     ready: Option<BootNs>,
     stops: Stops,
     sources: Sources,
+    pods: Pods,
 }
 
 impl World {
@@ -65,6 +70,7 @@ impl World {
             history: &self.history,
             stops: &self.stops,
             sources: &self.sources,
+            pods: &self.pods,
             started: self.started.as_ref(),
             ready: self.ready,
             clock: &self.clock,
@@ -78,6 +84,8 @@ pub struct Engine {
     world: World,
     hz: Option<u32>,
     pending: VecDeque<Lost>,
+    /// By pod: what the API is about to tell of it may name the trigger.
+    waiting: BTreeMap<String, VecDeque<Lost>>,
     unix: unix::Unix,
     tally: Tally,
 }
@@ -94,9 +102,11 @@ impl Engine {
                 ready: None,
                 stops: Stops::default(),
                 sources: Sources::default(),
+                pods: Pods::default(),
             },
             hz: None,
             pending: VecDeque::new(),
+            waiting: BTreeMap::new(),
             unix: unix::Unix::default(),
             tally: Tally::default(),
         }
@@ -125,8 +135,10 @@ impl Engine {
                 count: l.count,
             }),
             Input::StopCounters(counters) => self.world.stops.counters(counters),
+            Input::Spec(spec) if spec.pod_uid.is_some() => self.world.pods.spec(spec),
             Input::Spec(spec) => self.world.history.spec(spec),
             Input::Source(fact) => self.world.sources.observe(fact),
+            Input::Kube(fact) => self.world.pods.observe(fact, &self.world.clock),
             Input::Tick { .. }
             | Input::Stopped { .. }
             | Input::Process(_)
@@ -139,7 +151,8 @@ impl Engine {
     }
 
     pub fn tally(&self) -> Tally {
-        let evicted = self.world.history.evicted() + self.world.table.evicted() + self.world.stops.dropped();
+        let World { history, table, stops, pods, .. } = &self.world;
+        let evicted = history.evicted() + table.evicted() + stops.dropped() + pods.evicted();
         Tally { evicted, ..self.tally }
     }
 
@@ -214,15 +227,51 @@ impl Engine {
     fn advance(&mut self, at: BootNs, out: &mut Vec<Output>) {
         while self.pending.front().is_some_and(|l| l.at + WINDOW_NS <= at) {
             if let Some(lost) = self.pending.pop_front() {
+                self.decide_or_wait(lost, out);
+            }
+        }
+        self.decide_waiting(at, false, out);
+        let wait = if self.world.pods.live() { API_WINDOW_NS } else { WINDOW_NS };
+        let due = self.world.stops.due(at, wait);
+        self.tell(&due, at, out);
+    }
+
+    /// Its own window is over; the API may have more to say of its pod.
+    fn decide_or_wait(&mut self, lost: Lost, out: &mut Vec<Output>) {
+        let view = self.world.view();
+        let server = explain::server::of(&lost, &view);
+        let stopped = !server.stop_signals(&view, lost.at).is_empty();
+        let container = explain::container(&lost, &server, &view).filter(|_| stopped);
+        let pod = container.and_then(|c| self.world.pods.expects_more(&c.container, lost.at));
+        match pod.filter(|_| self.waiting.values().map(VecDeque::len).sum::<usize>() < MAX_PENDING) {
+            Some(uid) => self.waiting.entry(uid.to_owned()).or_default().push_back(lost),
+            None => {
                 let due = lost.at + WINDOW_NS;
                 self.decide(&lost, due, out);
             }
         }
-        let due = self.world.stops.due(at);
-        self.tell(&due, at, out);
+    }
+
+    /// Those whose pod's end has been told of meanwhile, and those that have waited long enough; at the `last`, all.
+    fn decide_waiting(&mut self, at: BootNs, last: bool, out: &mut Vec<Output>) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|uid, losses| {
+            while let Some(lost) = losses.front() {
+                let told = self.world.pods.told(uid, lost.at);
+                let due = told.map_or(BootNs::MAX, |t| t.max(lost.at + WINDOW_NS)).min(lost.at + API_WINDOW_NS);
+                if due > at && !last {
+                    break;
+                }
+                self.decide(lost, due.min(at), out);
+                losses.pop_front();
+            }
+            !losses.is_empty()
+        });
+        self.waiting = waiting;
     }
 
     fn finish(&mut self, at: BootNs, out: &mut Vec<Output>) {
+        self.decide_waiting(at, true, out);
         while let Some(lost) = self.pending.pop_front() {
             let due = at.min(lost.at + WINDOW_NS);
             self.decide(&lost, due, out);

@@ -1,6 +1,7 @@
 //! The explanation: links from the loss back to what set it off. A link is made from an event, never from thin air.
 
 use super::View;
+use super::kube::Told;
 use super::server::Server;
 use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
@@ -8,14 +9,15 @@ use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
 use crate::correlate::stops::Command;
 use crate::identity::{ExecRef, Place, Process, Role};
-use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task};
+use crate::model::event::{BootNs, Cited, EventId, ProcKey, ResetSent, Task};
 use crate::model::incident::{Link, ProcessRef};
 
 pub use super::sender::{Sender, sender_kind, sender_text, trigger};
 
 /// A chain in which signals lead to signals ends somewhere.
 const LINKS_MAX: usize = 16;
-/// The rule of a link that is told beside the explanation: nothing follows from it.
+/// Rules of links that are told beside the explanation begin so: nothing follows from them.
+const BESIDE: &str = "beside-";
 pub const BESIDE_FAILED_COMMAND: &str = "beside-failed-command";
 /// Likewise: what shows that the whole pod is being stopped.
 pub const BESIDE_POD_STOP: &str = "beside-the-stop-of-the-pod";
@@ -23,8 +25,10 @@ pub const BESIDE_POD_STOP: &str = "beside-the-stop-of-the-pod";
 /// A link before its times are written out.
 #[derive(Clone, Debug)]
 struct Proto {
-    event: EventId,
+    event: Cited,
     at: BootNs,
+    /// When it was heard of, where the API said it.
+    seen_at: Option<BootNs>,
     kind: &'static str,
     rule: &'static str,
     process: Option<ProcessRef>,
@@ -38,11 +42,13 @@ pub struct Chain {
     links: Vec<Proto>,
     /// What is not known of where its signals came from.
     unseen: Vec<String>,
+    /// The signal that nothing in the chain led to.
+    root: Option<Signal>,
 }
 
 impl Chain {
     pub fn new(lost_at: BootNs) -> Self {
-        Chain { lost_at, links: Vec::new(), unseen: Vec::new() }
+        Chain { lost_at, links: Vec::new(), unseen: Vec::new(), root: None }
     }
 
     /// Time of the first thing in it.
@@ -57,8 +63,9 @@ impl Chain {
             _ => lost.server.as_ref().and_then(|a| a.task.as_ref()),
         };
         self.links.push(Proto {
-            event: lost.event,
+            event: Cited::Event(lost.event),
             at: lost.at,
+            seen_at: None,
             kind: match lost.evidence {
                 Evidence::Close { .. } => "tcp-close",
                 Evidence::UnixClose { .. } => "unix-close",
@@ -119,13 +126,16 @@ impl Chain {
             describe(&what.target, view)
         );
         self.push(signal.event, signal.at, "signal", rule, Some(process_ref(&what.target, view)), text);
-        self.origin(signal, view);
+        self.origin(signal, rule, view);
     }
 
     /// What had the sender send it: a signal that it had got itself, or somebody who ran it in the container.
-    fn origin(&mut self, signal: &Signal, view: &View) {
+    fn origin(&mut self, signal: &Signal, rule: &str, view: &View) {
         if let Some(outer) = sender::before(signal, view).filter(|_| self.links.len() < LINKS_MAX) {
             return self.signal(outer, "passed-on", view);
+        }
+        if !rule.starts_with(BESIDE) {
+            self.root = Some(signal.clone());
         }
         if let Some(command) = view.table.run_from_outside(&signal.what.sender.key())
             && let Some(exec) = command.execs.iter().rev().find(|e| e.at <= signal.at)
@@ -135,6 +145,23 @@ impl Chain {
             return self.push(exec.event, exec.at, "exec", "run-from-outside", Some(process), text);
         }
         self.unseen.extend(sender::unseen(signal, view));
+    }
+
+    /// The signal that nothing in the chain led to: what the API knows of follows on it.
+    pub fn root(&self) -> Option<&Signal> {
+        self.root.as_ref()
+    }
+
+    /// The hook that ran before the signal, by its exit.
+    pub fn hook_ran(&mut self, exit: &ExitFact, text: String, view: &View) {
+        self.push(exit.event, exit.at, "exit", "the-hook-ran-first", Some(process_ref(&exit.task, view)), text);
+    }
+
+    /// What the API said.
+    pub fn told(&mut self, told: &Told) {
+        let Told { id, at, seen_at, kind, rule, ref text } = *told;
+        let (event, text) = (Cited::Said(id), text.clone());
+        self.links.push(Proto { event, at, seen_at: Some(seen_at), kind, rule, process: None, text });
     }
 
     /// What is not known of where its signals came from.
@@ -200,23 +227,26 @@ impl Chain {
         process: Option<ProcessRef>,
         text: String,
     ) {
-        self.links.push(Proto { event, at, kind, rule, process, text });
+        self.links.push(Proto { event: Cited::Event(event), at, seen_at: None, kind, rule, process, text });
     }
 
     pub fn finish(self, view: &View) -> Vec<Link> {
-        // Nothing follows from what is told beside the explanation.
-        let follows = |l: &Proto| {
-            let beside = [BESIDE_FAILED_COMMAND, BESIDE_POD_STOP].contains(&l.rule);
-            (!beside).then(|| l.event.to_string())
-        };
-        let because: Vec<_> = self.links.iter().skip(1).map(follows).chain([None]).collect();
+        // Nothing follows from what is told beside the explanation, and it follows from nothing.
+        let beside = |l: &Proto| l.rule.starts_with(BESIDE);
+        let because: Vec<_> = (1..=self.links.len())
+            .map(|next| {
+                let follows = self.links[next..].iter().find(|l| !beside(l)).filter(|_| !beside(&self.links[next - 1]));
+                follows.map(|l| l.event.to_string())
+            })
+            .collect();
         let lost_at = self.lost_at;
         self.links
             .into_iter()
             .zip(because)
             .map(|(l, because)| Link {
                 id: l.event.to_string(),
-                at: view.clock.rfc3339(l.at).unwrap_or_else(|| format!("boot+{}ns", l.at)),
+                at: super::incident::time(view, l.at),
+                seen_at: l.seen_at.map(|t| super::incident::time(view, t)),
                 offset_us: (l.at as i64 - lost_at as i64) / 1000,
                 kind: l.kind.into(),
                 because,

@@ -80,8 +80,8 @@ pub fn assemble(
         },
         age_ms: lost.age_ms,
         stop: stop.map(str::to_string),
-        pod: container.or_else(|| neighbour(lost, view)).and_then(pod_of),
-        container: container.map(container_of),
+        pod: container.or_else(|| neighbour(lost, view)).and_then(|c| pod_of(c, view.pods)),
+        container: container.map(|c| container_of(c, view.pods)),
         summary: finding.summary,
         chain: finding.chain.finish(view),
         confidence: finding.confidence.finish(),
@@ -115,7 +115,7 @@ fn neighbour<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo> {
 }
 
 /// The container of whoever closed; of the socket where nobody did.
-pub(super) fn container<'v>(lost: &Lost, server: &Server, view: &View<'v>) -> Option<&'v ContainerInfo> {
+pub fn container<'v>(lost: &Lost, server: &Server, view: &View<'v>) -> Option<&'v ContainerInfo> {
     server
         .task
         .as_ref()

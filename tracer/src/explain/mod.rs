@@ -13,6 +13,7 @@ mod gone;
 mod incident;
 mod keepalive;
 mod killed;
+pub mod kube;
 mod nginx;
 mod pod;
 mod precedence;
@@ -28,6 +29,7 @@ mod unix;
 
 use crate::correlate::history::History;
 use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::pods::Pods;
 use crate::correlate::sources::Sources;
 use crate::correlate::stops::Stops;
 use crate::identity::{ListenState, Table};
@@ -39,6 +41,7 @@ use chain::Chain;
 use confidence::Confidence;
 use server::Server;
 
+pub use incident::container;
 pub use prestop::is_hook;
 pub use said::{container_of, pod_of};
 
@@ -55,6 +58,8 @@ pub struct View<'a> {
     pub stops: &'a Stops,
     /// Sources of facts from outside the kernel.
     pub sources: &'a Sources,
+    /// What the Kubernetes API said.
+    pub pods: &'a Pods,
     pub started: Option<&'a Started>,
     /// When everything was attached and scanned.
     pub ready: Option<BootNs>,
@@ -121,6 +126,7 @@ pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>)
     let (mut winner, also_matched) =
         precedence::choose(findings).unwrap_or_else(|| (unexplained(lost, &server, view), Vec::new()));
     confidence::lower_by_circumstances(&mut winner, lost, &server, view);
+    kube::beside(&mut winner, lost, &server, view);
     if winner.cause != Cause::PrestopFailed {
         prestop::note(&mut winner.chain, lost, &server, view);
     }

@@ -3,7 +3,7 @@
 use super::chain;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, pod};
+use super::{Finding, View, kube, pod};
 use crate::correlate::history::{Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::{ExecRef, Process, Role};
@@ -44,11 +44,14 @@ pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
 }
 
 /// A restart that has not begun yet looks like the end of a pod: unless another container of the pod was told to stop as
-/// well, an `endpoint-race` says so.
+/// well, or the API says that the pod ends, an `endpoint-race` says so.
 pub fn not_excluded(finding: &mut Finding, server: &Server, signal: &Signal, view: &View) {
     let other = server.master.and_then(|master| pod::stopped(&master, signal.at, view));
     if let Some(other) = other {
         return finding.chain.signal(other, chain::BESIDE_POD_STOP, view);
+    }
+    if kube::pod_ends(signal, view) {
+        return;
     }
     finding.confidence.cap(0.9, "a restart of nginx in its pod looks the same until it begins");
     finding.missing.push(Missing {

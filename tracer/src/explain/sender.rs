@@ -149,6 +149,9 @@ pub fn trigger(signal: &Signal, view: &View) -> Trigger {
         Some(_) => return Trigger::Unknown,
         None => {}
     }
+    if let Some(why) = super::kube::why(root, view) {
+        return why.trigger;
+    }
     match sender_kind(root, view) {
         // The host's PID 1 stops services and scopes on behalf of others.
         Sender::Host if root.what.sender.tgid == 1 => Trigger::Unknown,

@@ -94,7 +94,8 @@ impl Table {
             | Input::Loss(_)
             | Input::StopCounters(_)
             | Input::Spec(_)
-            | Input::Source(_) => {}
+            | Input::Source(_)
+            | Input::Kube(_) => {}
         }
     }
 

@@ -1,5 +1,6 @@
 //! Events: what a kernel hook reported, decoded. Immutable; later stages only refer to them by [`Event::id`].
 
+use super::kube::FactId;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -15,6 +16,22 @@ pub struct EventId(pub u64);
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "e{}", self.0)
+    }
+}
+
+/// What a link or a phase rests on: an event of the kernel, or what somebody else said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cited {
+    Said(FactId),
+    Event(EventId),
+}
+
+impl fmt::Display for Cited {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Cited::Said(id) => id.fmt(f),
+            Cited::Event(id) => id.fmt(f),
+        }
     }
 }
 

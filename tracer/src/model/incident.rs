@@ -186,6 +186,8 @@ pub struct Confidence {
 pub struct Link {
     pub id: EventIdText,
     pub at: String,
+    /// When it was heard of, where somebody else said it: `at` is by their clock then.
+    pub seen_at: Option<String>,
     /// Milliseconds before (negative) or after the loss.
     pub offset_us: i64,
     pub kind: String,
@@ -196,7 +198,7 @@ pub struct Link {
     pub text: String,
 }
 
-/// `e17`.
+/// `e17`, `k3` for what the Kubernetes API said.
 pub type EventIdText = String;
 
 pub fn event_id_text(id: EventId) -> EventIdText {
@@ -297,7 +299,7 @@ pub struct After {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grace {
     pub ms: u64,
-    /// `spec`, or `observed`: from the first phase to the SIGKILL.
+    /// `deletion` as the pod was deleted with, `spec`, or `observed`: from the first phase to the SIGKILL.
     pub source: String,
     /// At the exit; negative when it came later.
     pub left_ms: i64,
@@ -305,7 +307,7 @@ pub struct Grace {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
-    /// `exec`, `prestop`, `container-signal`, `stop-signal`, `second-signal`, `listener-closed`, `last-accept`,
+    /// `deleted`, `evicted`, `node-shutdown`, `probe-failed`, `endpoint-unready`, `endpoints-removed`, `exec`, `prestop`, `container-signal`, `stop-signal`, `second-signal`, `listener-closed`, `last-accept`,
     /// `drain-end`, `last-worker-exit`, `exit`, `kill`.
     pub name: String,
     pub at: String,

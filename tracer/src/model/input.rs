@@ -2,6 +2,7 @@
 //! a recording is this sequence written down.
 
 use super::event::{BootNs, Event, ProcKey};
+use super::kube::KubeFact;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -33,6 +34,8 @@ pub enum Input {
     Container(Box<ContainerFact>),
     /// A source of facts from outside the kernel can be asked, or cannot any more.
     Source(SourceFact),
+    /// What the Kubernetes API said.
+    Kube(Box<KubeFact>),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
     Tick {
         at: BootNs,
@@ -208,13 +211,15 @@ pub enum LossKind {
     Evicted,
 }
 
-/// What somebody said about how a container is stopped: from a file, or from an API. Which container of this node it is
-/// about is known by its name only.
+/// What somebody said about how a container is stopped: from a file, or from an API.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SpecFact {
     pub at: BootNs,
-    /// Where it was said: a file's name. Hostile.
+    /// Where it was said: a file's name, `Pod shop/web-7d9f` of the API. Hostile.
     pub source: String,
+    /// The pod that it is about. `None`: which pods of this node a file is about is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_uid: Option<String>,
     /// `Deployment/web`, as the source has it. Hostile.
     pub workload: String,
     /// Name of the container. Hostile.

@@ -3,6 +3,7 @@
 pub mod event;
 pub mod incident;
 pub mod input;
+pub mod kube;
 pub mod output;
 pub mod place;
 pub mod time;

@@ -39,6 +39,11 @@ impl WallClock {
         i64::try_from(at).ok()?.checked_add(self.offset?)
     }
 
+    /// The way back: boot time of ns since 1970. `None` before the first sample, and before the boot.
+    pub fn boot_ns(&self, wall_ns: i64) -> Option<BootNs> {
+        BootNs::try_from(wall_ns.checked_sub(self.offset?)?).ok()
+    }
+
     pub fn rfc3339(&self, at: BootNs) -> Option<String> {
         self.wall_ns(at).map(rfc3339)
     }
@@ -64,6 +69,7 @@ mod tests {
         assert_eq!(clock.rfc3339(5), None);
         clock.sample(1_000, 0);
         assert_eq!(clock.wall_ns(1_500), Some(500));
+        assert_eq!((clock.boot_ns(500), clock.boot_ns(-1_001)), (Some(1_500), None));
         clock.sample(2_000, 2_000_000_000);
         assert_eq!(clock.rfc3339(3_000).unwrap(), "1970-01-01T00:00:02.000001000Z");
         clock.sample(u64::MAX, 0);

@@ -257,6 +257,7 @@ pub fn time_of(input: &Input) -> BootNs {
         Input::Spec(fact) => fact.at,
         Input::Container(fact) => fact.seen_at,
         Input::Source(fact) => fact.at,
+        Input::Kube(fact) => fact.seen_at,
         Input::Ready { at } | Input::Clock { at, .. } | Input::Tick { at } | Input::Stopped { at } => *at,
     }
 }

@@ -4,6 +4,7 @@
 pub mod cgroups;
 mod cri;
 mod docker;
+pub mod kube;
 mod kubelet;
 mod oci;
 pub mod procfs;

@@ -3,6 +3,7 @@
 //! Only what matters for a stop is read; everything else, and every kind that runs no pods, is passed over. The reader is
 //! bounded (nodes, aliases, depth) by the YAML library's own budget.
 
+use crate::model::input::SpecFact;
 use crate::model::place::{At, Place, Trouble};
 use crate::sinks::names::signal_number;
 use serde::Deserialize;
@@ -77,6 +78,25 @@ pub fn read(name: &str, text: &str) -> Result<Vec<Workload>, Trouble> {
         }
     }
     Ok(found)
+}
+
+/// What it says about stopping its containers, as facts. `pod_uid` when it is about one pod. Their time is the caller's.
+pub fn facts(source: &str, pod_uid: Option<&str>, workload: &Workload) -> Vec<SpecFact> {
+    let name = workload.name.as_deref().unwrap_or("");
+    let fact = |c: &Container| SpecFact {
+        at: 0,
+        source: source.to_owned(),
+        pod_uid: pod_uid.map(str::to_owned),
+        workload: format!("{}/{name}", workload.kind),
+        container: c.name.clone(),
+        pre_stop: match c.pre_stop.as_ref().map(|hook| &hook.value) {
+            Some(Handler::Exec(argv)) => Some(argv.clone()),
+            _ => None,
+        },
+        stop_signal: c.stop_signal.as_ref().map(|signal| signal.value),
+        grace_s: workload.grace.value,
+    };
+    workload.containers.iter().map(fact).collect()
 }
 
 /// The documents of a stream, each with its first line. A `---` at the beginning of a line is always a mark: text within

@@ -286,12 +286,14 @@ pub(crate) fn inputs() -> Vec<Input> {
     inputs.push(Input::Spec(SpecFact {
         at,
         source: "pod.yaml".into(),
+        pod_uid: None,
         workload: "Deployment/web".into(),
         container: "nginx".into(),
         pre_stop: Some(vec!["/bin/sh".into(), "-SIGQUIT".into(), "1".into()]),
         stop_signal: Some(3),
         grace_s: 40,
     }));
+    inputs.extend(crate::samples_kube::facts(at));
     inputs.push(Input::StopCounters(StopCounters {
         at: 202_900_000_000,
         cgroup: 18,
@@ -358,6 +360,7 @@ pub(crate) fn incident() -> Incident {
             Link {
                 id: "e17".into(),
                 at: "2026-11-22T14:03:22.118204113Z".into(),
+                seen_at: None,
                 offset_us: 0,
                 kind: "tcp-state".into(),
                 because: Some("e15".into()),
@@ -369,6 +372,7 @@ pub(crate) fn incident() -> Incident {
             Link {
                 id: "e15".into(),
                 at: "2026-11-22T14:03:22.116404113Z".into(),
+                seen_at: None,
                 offset_us: -1_800,
                 kind: "exited".into(),
                 because: Some("e12".into()),
@@ -379,12 +383,24 @@ pub(crate) fn incident() -> Incident {
             Link {
                 id: "e12".into(),
                 at: "2026-11-22T14:03:22.113204113Z".into(),
+                seen_at: None,
                 offset_us: -5_000,
                 kind: "signal-generated".into(),
-                because: None,
+                because: Some("k3".into()),
                 rule: "stop-signal".into(),
                 process: process(1, 8593, "nginx-master"),
                 text: "containerd (runc) sent SIGTERM to nginx master, PID 1 in the container".into(),
+            },
+            Link {
+                id: "k3".into(),
+                at: "2026-11-22T14:03:22.000000000Z".into(),
+                seen_at: Some("2026-11-22T14:03:22.061204113Z".into()),
+                offset_us: -118_204,
+                kind: "pod-deleted".into(),
+                because: None,
+                rule: "pod-was-deleted".into(),
+                process: None,
+                text: "pod shop/web-7d9f-x2k1 was deleted, grace 30 s".into(),
             },
         ],
         advice: vec![
@@ -472,6 +488,7 @@ pub(crate) fn stop() -> Stop {
         grace: Some(Grace { ms: 30_000, source: "spec".into(), left_ms: 27_900 }),
         advice: incident().advice,
         phases: vec![
+            phase("deleted", 0, Some("k3"), "pod shop/web-7d9f-x2k1 was deleted, grace 30 s"),
             phase("stop-signal", 0, Some("e12"), "runc sent SIGTERM to nginx master"),
             phase("listener-closed", 5, Some("e20"), "0.0.0.0:80 was closed"),
             phase("exit", 10, None, "nginx master exited with 0"),

@@ -20,10 +20,11 @@ fn an_incident() {
   why     nginx was stopped with SIGTERM, its fast shutdown: this request was cut after 2.4 s
           cause nginx-fast-shutdown, mechanism closed-in-flight, trigger pod-deleted; also matched:
           endpoint-race
-  how     -5.000 ms  e12  containerd (runc) sent SIGTERM to nginx master, PID 1 in the container
-          -1.800 ms  e15  nginx worker exited with 0
-           0.000 ms  e17  the exiting worker closed the connection from 10.0.9.2:51514: 79 bytes
-                          read, no answer sent
+  how     -118.204 ms  k3   pod shop/web-7d9f-x2k1 was deleted, grace 30 s
+            -5.000 ms  e12  containerd (runc) sent SIGTERM to nginx master, PID 1 in the container
+            -1.800 ms  e15  nginx worker exited with 0
+             0.000 ms  e17  the exiting worker closed the connection from 10.0.9.2:51514: 79 bytes
+                            read, no answer sent
   change  - Dockerfile (dockerfile): STOPSIGNAL SIGQUIT
             SIGQUIT lets nginx finish the requests that it has (only together with prestop-sleep)
           - spec.containers[nginx].lifecycle.preStop (pod-spec): sleep before the stop signal [5 s]
@@ -76,7 +77,8 @@ fn a_stop() {
     let wanted = "\
 2026-11-22 14:03:22.113204 UTC  stopped  nginx in shop/web-7d9f-x2k1 nginx 3f2a9c41d0e7 (containerd)
           SIGTERM, trigger pod-deleted
-  phases   +0 ms  stop-signal      runc sent SIGTERM to nginx master
+  phases   +0 ms  deleted          pod shop/web-7d9f-x2k1 was deleted, grace 30 s
+           +0 ms  stop-signal      runc sent SIGTERM to nginx master
            +5 ms  listener-closed  0.0.0.0:80 was closed
           +10 ms  exit             nginx master exited with 0
   open    12 in flight at the signal: 9 answered (the last after 2.1 s); 3 cut; the longest took at

@@ -3,7 +3,7 @@
 use super::{Command, Open, PhaseFact};
 use crate::correlate::history::{History, Signal, sig};
 use crate::identity::{Place, Role, Table};
-use crate::model::event::{BootNs, ProcKey, SI_KERNEL, SigInfo, SignalGenerated};
+use crate::model::event::{BootNs, Cited, ProcKey, SI_KERNEL, SigInfo, SignalGenerated};
 
 /// A kubelet goes on to the stop signal within a few calls of the runtime after its hook has ended.
 const AFTER_HOOK_NS: u64 = 2_000_000_000;
@@ -56,7 +56,7 @@ pub fn container_signal(open: &mut Open, s: &SignalGenerated, history: &History)
 }
 
 fn phase(name: &'static str, signal: &Signal, text: String) -> PhaseFact {
-    PhaseFact { name, at: signal.at, event: Some(signal.event), text, signal_to: None }
+    PhaseFact { name, at: signal.at, event: Some(Cited::Event(signal.event)), text, signal_to: None }
 }
 
 /// The command that had to do with a signal: its sender, or what had ended right before it.

@@ -7,7 +7,7 @@ use super::history::{History, sig};
 use super::lost::{Evidence, Lost};
 use crate::identity::{Role, Table};
 use crate::model::Task;
-use crate::model::event::{BootNs, Event, EventId, EventKind, ProcKey, SignalGenerated, tcp};
+use crate::model::event::{BootNs, Cited, Event, EventId, EventKind, ProcKey, SignalGenerated, tcp};
 use crate::model::incident::{Advice, Incident};
 use crate::model::input::StopCounters;
 use std::collections::{BTreeMap, VecDeque};
@@ -53,6 +53,8 @@ pub struct Seen {
     pub closed: u64,
     /// Refused connections, in ms after the listener's close.
     pub late: Range,
+    /// When the last of them came; 0: none did.
+    pub last_late: BootNs,
     /// So long the pod's preStop hook had slept before the signal.
     pub pre_stop_s: u64,
 }
@@ -61,7 +63,7 @@ pub struct Seen {
 struct PhaseFact {
     name: &'static str,
     at: BootNs,
-    event: Option<EventId>,
+    event: Option<Cited>,
     text: String,
     /// A signal to this process: told in more words when it is still known at the end.
     signal_to: Option<ProcKey>,
@@ -117,7 +119,7 @@ impl Open {
             self.cut += 1;
             return;
         }
-        self.phases.push(PhaseFact { name, at: event.at, event: Some(event.id), text, signal_to });
+        self.phases.push(PhaseFact { name, at: event.at, event: Some(Cited::Event(event.id)), text, signal_to });
     }
 }
 
@@ -280,6 +282,7 @@ impl Stops {
             }
         } else if let Evidence::Refused { closed: Some(closed), .. } = &lost.evidence {
             seen.late.add(lost.at.saturating_sub(closed.at) / 1_000_000);
+            seen.last_late = seen.last_late.max(lost.at);
         } else if !lost.thrown_out_of_queue() && !matches!(lost.evidence, Evidence::LateData { .. }) {
             return;
         }
@@ -316,11 +319,11 @@ impl Stops {
         crate::explain::advice::merge(&mut open.advice, &incident.advice);
     }
 
-    /// The stops that are to be told now.
-    pub fn due(&mut self, at: BootNs) -> Vec<Open> {
+    /// The stops that are to be told now; `wait` is the longest that a verdict about a loss may take.
+    pub fn due(&mut self, at: BootNs, wait: BootNs) -> Vec<Open> {
         let over = |o: &Open| {
             let exited = o.exited?;
-            let due = (o.active.max(exited) + QUIET_NS).min(exited + LINGER_NS);
+            let due = (o.active.max(exited) + QUIET_NS.max(wait)).min(exited + LINGER_NS);
             (due <= at).then_some((due, o.master))
         };
         let mut due: Vec<_> = self.open.values().filter_map(over).collect();

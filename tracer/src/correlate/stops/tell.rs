@@ -2,9 +2,10 @@
 
 use super::{Command, Open, PhaseFact, before};
 use crate::correlate::history::sig;
-use crate::explain::{View, chain, container_of, is_hook, pod_of, said};
+use crate::correlate::pods::Pod;
+use crate::explain::{View, chain, container_of, is_hook, kube, pod_of, said};
 use crate::identity::{ContainerInfo, Place, Role};
-use crate::model::event::{BootNs, ProcKey};
+use crate::model::event::{BootNs, Cited, ProcKey};
 use crate::model::incident::{After, Grace, InFlight, Missing, Phase, SCHEMA, Stop, Trigger};
 use crate::model::input::StopCounters;
 
@@ -29,8 +30,13 @@ pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
         lacks("phases", "there were more signals and closes than are kept of one stop");
     }
     let counters = counters(open, view, &mut lacks);
-    let phases = phases(open, counters, view);
+    let mut phases = phases(open, counters, view);
+    let why = root.and_then(|s| kube::why(s, view));
+    let pod = place.and_then(|c| view.pods.of(&c.container));
+    phases.extend(told(why.as_ref(), pod));
+    phases.sort_by_key(|p| (p.at, p.event));
     missing.extend(said::unreachable(place.is_some_and(|c| c.said.is_some()), open.base, at, view));
+    missing.extend(said::silent_api(pod, view));
     let first = phases.first().map_or(open.since, |p| p.at);
     let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
     Stop {
@@ -42,8 +48,8 @@ pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
         at: time(first),
         ended_at: time(open.exited.unwrap_or(at)),
         trigger: root.map_or(Trigger::Unknown, |s| chain::trigger(s, view)),
-        pod: place.and_then(pod_of),
-        container: place.map(container_of),
+        pod: place.and_then(|c| pod_of(c, view.pods)),
+        container: place.map(|c| container_of(c, view.pods)),
         server: match open.role {
             Role::NginxMaster => "nginx".into(),
             _ => "php-fpm".into(),
@@ -105,7 +111,7 @@ fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<Phas
     for phase in &mut all {
         let signal = phase.signal_to.and_then(|to| {
             let signals = view.history.signals_to(&to).iter();
-            signals.rev().find(|s| Some(s.event) == phase.event)
+            signals.rev().find(|s| Some(Cited::Event(s.event)) == phase.event)
         });
         if let Some(signal) = signal {
             let name = sig::name(signal.what.signal);
@@ -123,7 +129,50 @@ fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<Phas
             format!("the last of {} requests that were in flight at the signal and were answered", c.answered_after);
         counted("drain-end", c.last_answered, text);
     }
-    all.sort_by_key(|p| (p.at, p.event));
+    all
+}
+
+/// What the API said of this stop: what set it off, and how the pod left its services. Endpoints of a pod that was not
+/// deleted belong to a container that was restarted, or to nobody.
+fn told(why: Option<&kube::Why>, pod: Option<&Pod>) -> Vec<PhaseFact> {
+    let phase = |name, at, id, text: &str| PhaseFact {
+        name,
+        at,
+        event: Some(Cited::Said(id)),
+        text: text.to_owned(),
+        signal_to: None,
+    };
+    let Some(why) = why else { return Vec::new() };
+    let first = why.links.iter().find_map(|l| {
+        let name = match l.kind {
+            "pod-deleted" => "deleted",
+            _ if why.trigger == Trigger::Eviction => "evicted",
+            _ if why.trigger == Trigger::LivenessFailed => "probe-failed",
+            "node-status" | "pod-status" => "node-shutdown",
+            _ => return None,
+        };
+        Some(phase(name, l.at, l.id, &l.text))
+    });
+    let since = first.as_ref().map_or(0, |p| p.at);
+    let mut all: Vec<PhaseFact> = first.into_iter().collect();
+    let mut last = std::collections::BTreeMap::new();
+    for fact in pod.into_iter().flat_map(|p| &p.endpoints) {
+        let e = &fact.what;
+        let before = last.insert(e.slice.as_str(), (e.present, e.ready));
+        let (name, how) = match (before, e.present, e.ready) {
+            (Some((true, _)), false, _) => ("endpoints-removed", "left"),
+            (Some((true, true)), true, false) => ("endpoint-unready", "no longer ready in"),
+            _ => continue,
+        };
+        if fact.at >= since {
+            let serving = match (e.present, e.serving) {
+                (true, Some(true)) => ", still serving",
+                (true, Some(false)) => ", not serving",
+                _ => "",
+            };
+            all.push(phase(name, fact.at, fact.id, &format!("{how} {}{serving}", e.slice)));
+        }
+    }
     all
 }
 
@@ -131,6 +180,9 @@ fn command(command: &Command, open: &Open, view: &View) -> PhaseFact {
     let hook = is_hook(command, view);
     let what = if hook { "the preStop hook" } else { "run from outside of the container" };
     let mut text = format!("`{}`, {what}", command.argv.join(" "));
+    if let Some((at, _)) = command.exit {
+        text.push_str(&format!(", ran {:.1} s", at.saturating_sub(command.at) as f64 / 1e9));
+    }
     let sent = command.exit.is_none_or(|(at, _)| at >= open.since);
     if sent {
         text.push_str(", sent the signal");
@@ -145,7 +197,7 @@ fn command(command: &Command, open: &Open, view: &View) -> PhaseFact {
     PhaseFact {
         name: if hook { "prestop" } else { "exec" },
         at: command.at,
-        event: command.event,
+        event: command.event.map(Cited::Event),
         text,
         signal_to: None,
     }
@@ -174,9 +226,12 @@ fn late(open: &Open, view: &View) -> Option<After> {
 fn grace(open: &Open, first: BootNs, at: BootNs, place: Option<&ContainerInfo>, view: &View) -> Option<Grace> {
     // Killed without a word: there was no grace period.
     let observed = open.killed.filter(|_| open.signal != sig::KILL).map(|killed| killed.saturating_sub(first) / MS);
-    let (ms, source) = match (observed, said::grace_s(place, view)) {
-        (Some(ms), _) => (ms, "observed"),
-        (None, Some(s)) if open.killed.is_none() => (s.saturating_mul(1000), "spec"),
+    let pod = place.and_then(|c| view.pods.of(&c.container));
+    let deleted = pod.and_then(|p| p.deleted.as_ref()).map(|d| d.what);
+    let (ms, source) = match (observed, deleted, said::grace_s(place, view)) {
+        (Some(ms), ..) => (ms, "observed"),
+        (None, Some(s), _) if open.killed.is_none() => (s.saturating_mul(1000), "deletion"),
+        (None, None, Some(s)) if open.killed.is_none() => (s.saturating_mul(1000), "spec"),
         _ => return None,
     };
     let end = open.exited.unwrap_or(at).saturating_sub(first) / MS;

@@ -155,6 +155,7 @@ fn with_command(container: Option<StopSpec>, file: Option<&[&str]>) -> Incident 
     says(&mut node, ContainerFact { spec: container, ..fact('a') });
     if let Some(hook) = file {
         node.inputs.push(Input::Spec(SpecFact {
+            pod_uid: None,
             at: 1,
             source: "pod.yaml".into(),
             workload: "Pod/other".into(),

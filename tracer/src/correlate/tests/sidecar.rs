@@ -21,6 +21,7 @@ fn pod(uid: &str) -> Node {
     let path = Some(format!("/kubepods/burstable/pod{uid}/{id}"));
     let spec = SpecFact {
         at: 2,
+        pod_uid: None,
         source: "pod.yaml".into(),
         workload: "Pod/web".into(),
         container: "app".into(),

@@ -9,6 +9,8 @@ use super::{View, incident, said};
 use crate::correlate::history::sig;
 use crate::correlate::lost::Lost;
 use crate::correlate::stops::{Range, shared};
+use crate::identity::ContainerInfo;
+use crate::model::BootNs;
 use crate::model::incident::{Advice, Cause};
 use items as item;
 
@@ -38,12 +40,36 @@ pub struct Facts {
     pub known_ms: Option<u64>,
     /// Connections that came after the listener's close, in ms after it.
     pub late: Range,
+    /// When the last of them came, and what the API said of the pod's deletion and its services.
+    pub endpoints: Option<Endpoints>,
     /// What the pod's preStop hook sleeps already.
     pub pre_stop_s: u64,
     /// The pod's grace period as it is now, from its spec.
     pub grace_s: Option<u64>,
     /// The timeout that ran out.
     pub timeout_s: u64,
+}
+
+/// How the pod left its services, beside the last connection that came too late. All in ms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoints {
+    /// `EndpointSlice shop/web-x7k2p`
+    pub slice: String,
+    /// After the deletion, which the API tells to a second.
+    pub left_ms: u64,
+    /// After the deletion as well.
+    pub last_ms: u64,
+}
+
+impl Endpoints {
+    /// `None` where the API did not say, or nobody came too late.
+    fn of(container: Option<&ContainerInfo>, last_late: BootNs, view: &View) -> Option<Self> {
+        let pod = view.pods.of(&container?.container)?;
+        let (_, deleted, ..) = pod.deletion()?;
+        let left = pod.left()?.fact;
+        let since = |at: BootNs| Some(at.checked_sub(deleted)? / 1_000_000);
+        Some(Endpoints { slice: left.what.slice.clone(), left_ms: since(left.at)?, last_ms: since(last_late)? })
+    }
 }
 
 impl Facts {
@@ -57,7 +83,9 @@ impl Facts {
         {
             facts.cut.add(age);
         }
-        facts.grace_s = said::grace_s(incident::container(lost, server, view), view);
+        let container = incident::container(lost, server, view);
+        facts.grace_s = said::grace_s(container, view);
+        facts.endpoints = Endpoints::of(container, seen.last_late, view);
         if let Some((master, counted)) = server.master.and_then(|m| Some((m, view.stops.counted(&m)?)))
             && !shared(&master, counted, view)
         {
@@ -79,7 +107,10 @@ impl Facts {
             0 => 0,
             _ => self.late.max.min(LONGEST_LATE_MS).div_ceil(1000) + PRESTOP_MARGIN_S,
         };
-        LEAST_PRESTOP_S.max(self.pre_stop_s + late)
+        // Counted from the deletion, where that is known: the hook begins with it.
+        let from_deletion =
+            self.endpoints.as_ref().map_or(0, |e| e.last_ms.min(LONGEST_LATE_MS).div_ceil(1000) + PRESTOP_MARGIN_S);
+        LEAST_PRESTOP_S.max(self.pre_stop_s + late).max(from_deletion)
     }
 
     /// The longest request that was seen.
@@ -117,6 +148,21 @@ impl Facts {
 
     /// The connections that [`pre_stop`](Self::pre_stop) is of.
     fn connections(&self) -> String {
+        let seen = self.late_connections();
+        let Some(e) = self.endpoints.as_ref().filter(|_| self.late.n > 0) else { return seen };
+        let s = |ms: u64| format!("{:.1} s", ms as f64 / 1000.0);
+        let after = match e.last_ms.checked_sub(e.left_ms) {
+            Some(ms) => format!("{} after that", s(ms)),
+            None => format!("{} before that", s(e.left_ms - e.last_ms)),
+        };
+        format!(
+            "{seen} The pod left {} {} after its deletion; the last connection came {after}.",
+            e.slice,
+            s(e.left_ms)
+        )
+    }
+
+    fn late_connections(&self) -> String {
         match self.late.n {
             0 => format!("No late connection was seen yet: {LEAST_PRESTOP_S} s is the least."),
             n => format!(

@@ -28,6 +28,7 @@ fn shapes() -> Vec<Facts> {
                     answered,
                     answered_ms: (answered > 0).then_some(2100),
                     late: range(&[300, 1400][..if fast { 2 } else { 0 }]),
+                    endpoints: None,
                     pre_stop_s: 0,
                     timeout_s: 10,
                     known_ms: None,
