@@ -17,6 +17,8 @@ const MAX_PODS: usize = 2_048;
 const MAX_OBJECTS: usize = 8_192;
 /// Changes of one owner, of one pod's endpoints, Events of one object.
 const MAX_CHANGES: usize = 64;
+/// The API's times are cut to it.
+pub const SECOND_NS: u64 = 1_000_000_000;
 /// Containers of one pod.
 const MAX_CONTAINERS: usize = 256;
 
@@ -93,6 +95,11 @@ impl Pod {
     pub fn specs(&self, id: &str) -> impl Iterator<Item = &SpecFact> {
         let name = self.container(id);
         self.specs.iter().filter(move |spec| name.is_none_or(|name| spec.container == name))
+    }
+
+    /// When it was deleted at the latest: the API's time is the beginning of a second, and what was seen had happened.
+    pub fn deleted_by(&self) -> Option<BootNs> {
+        self.deletion().map(|(_, at, seen_at, _)| seen_at.min(at.saturating_add(SECOND_NS)))
     }
 
     /// When it was deleted: gone without a word is deleted without grace.

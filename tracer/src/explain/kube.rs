@@ -326,15 +326,17 @@ fn by_replica_set(
     let revision = |o: &OwnerState| o.revision.as_ref().and_then(|r| r.parse::<u64>().ok());
     let (old, new) = (revision(&now.what)?, revision(&workload.what)?);
     let scaled = scaled(above, &owner.name, deleted, view);
-    if old < new && workload.what.updated.is_some_and(|n| n > 0) {
+    let (wanted, kept) = (workload.what.replicas?, now.what.replicas?);
+    // With maxSurge 0 the old pods go before the first new one comes.
+    let replaced = workload.what.updated.is_some_and(|n| n > 0) || kept < wanted;
+    if old < new && wanted > 0 && replaced {
         links.extend(scaled);
         let text =
             format!("rollout of {title}: revision {new} takes over, {set} of revision {old} was scaled down{counts}");
         links.push(link(workload, "owner", "template-replaced", text));
         return Some((Trigger::Rollout, links));
     }
-    let (wanted, kept) = (workload.what.replicas?, now.what.replicas?);
-    if old == new && wanted <= kept {
+    if wanted == 0 || old == new && wanted <= kept {
         links.extend(scaled);
         let facts: Vec<_> = view.pods.owner(&above.uid).collect();
         let counts = lowered(&facts, deleted).or(fewer).map(|(from, to)| format!(" from {from} to {to}"));

@@ -2,7 +2,7 @@
 
 use super::{Command, Open, PhaseFact, before};
 use crate::correlate::history::sig;
-use crate::correlate::pods::Pod;
+use crate::correlate::pods::{Pod, SECOND_NS};
 use crate::explain::{View, chain, container_of, is_hook, kube, pod_of, said};
 use crate::identity::{ContainerInfo, Place, Role};
 use crate::model::event::{BootNs, Cited, ProcKey};
@@ -151,9 +151,11 @@ fn told(why: Option<&kube::Why>, pod: Option<&Pod>) -> Vec<PhaseFact> {
             "node-status" | "pod-status" => "node-shutdown",
             _ => return None,
         };
-        Some(phase(name, l.at, l.id, &l.text))
+        // In milliseconds after it: not from the beginning of the API's second.
+        Some(phase(name, l.seen_at.min(l.at + SECOND_NS), l.id, &l.text))
     });
-    let since = first.as_ref().map_or(0, |p| p.at);
+    // By the API's own time: two watches do not tell in the order in which things happened.
+    let since = why.links.iter().map(|l| l.at).min().unwrap_or(0);
     let mut all: Vec<PhaseFact> = first.into_iter().collect();
     let mut last = std::collections::BTreeMap::new();
     for fact in pod.into_iter().flat_map(|p| &p.endpoints) {

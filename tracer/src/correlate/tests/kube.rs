@@ -191,24 +191,24 @@ fn a_deletion_of_which_nothing_more_is_known() {
     assert_eq!(incident.container.as_ref().unwrap().name.as_deref(), Some("nginx"));
     assert_eq!((stop.phases[0].name.as_str(), stop.phases[0].event.as_deref()), ("deleted", Some("k3")));
     let grace = stop.grace.unwrap();
-    assert_eq!((grace.ms, grace.source.as_str(), grace.left_ms), (30_000, "deletion", 24_997));
+    assert_eq!((grace.ms, grace.source.as_str(), grace.left_ms), (30_000, "deletion", 25_017));
 }
 
 #[test]
 fn a_rollout_takes_the_pods_of_the_old_template() {
-    let run = |event: bool, updated| {
+    let run = |event: bool, wanted, updated| {
         let mut c = Cluster::new();
         c.says(READY, None, Said::Owner(replica_set(3, "3"))).says(READY, None, Said::Owner(deployment(3, "3", 3)));
         c.deleted(200 * S, |_| {});
         c.says(200 * S + 30 * MS, None, Said::Owner(replica_set(2, "3")));
-        c.says(200 * S + 30 * MS, None, Said::Owner(deployment(3, "4", updated)));
+        c.says(200 * S + 30 * MS, None, Said::Owner(deployment(wanted, "4", updated)));
         if event {
             c.says(200 * S + 40 * MS, wall(200 * S), deleted_it());
         }
         c.asked(200 * S + 50 * MS).stopped();
         c.only()
     };
-    let (incident, _) = run(true, 1);
+    let (incident, _) = run(true, 3, 1);
     assert_eq!(incident.trigger, Trigger::Rollout);
     assert_eq!(incident.pod.as_ref().unwrap().workload.as_deref(), Some("Deployment/web"));
     let texts = texts(&incident);
@@ -218,9 +218,13 @@ fn a_rollout_takes_the_pods_of_the_old_template() {
     );
     assert_eq!(texts[texts.len() - 2], "replicaset-controller of ReplicaSet/web-7d9f: Deleted pod: web-7d9f-x2k1");
     // A person deleted the pod in the middle of a rollout: the ReplicaSet did not.
-    assert_eq!(run(false, 1).0.trigger, Trigger::PodDeleted);
-    // The new template has no pod yet: it takes nothing over.
-    assert_eq!(run(true, 0).0.trigger, Trigger::PodDeleted);
+    assert_eq!(run(false, 3, 1).0.trigger, Trigger::PodDeleted);
+    // maxSurge 0: the old pods make room for the new ones.
+    assert_eq!(run(true, 3, 0).0.trigger, Trigger::Rollout);
+    // The old ReplicaSet has all that is wanted, and nothing takes over: why it deleted a pod is not known.
+    assert_eq!(run(true, 2, 0).0.trigger, Trigger::PodDeleted);
+    // Nothing is wanted any more, in the middle of a rollout.
+    assert_eq!(run(true, 0, 1).0.trigger, Trigger::ScaleDown);
 }
 
 #[test]

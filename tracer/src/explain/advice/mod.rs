@@ -65,10 +65,15 @@ impl Endpoints {
     /// `None` where the API did not say, or nobody came too late.
     fn of(container: Option<&ContainerInfo>, last_late: BootNs, view: &View) -> Option<Self> {
         let pod = view.pods.of(&container?.container)?;
-        let (_, deleted, ..) = pod.deletion()?;
+        let deleted = pod.deleted_by()?;
         let left = pod.left()?.fact;
-        let since = |at: BootNs| Some(at.checked_sub(deleted)? / 1_000_000);
-        Some(Endpoints { slice: left.what.slice.clone(), left_ms: since(left.at)?, last_ms: since(last_late)? })
+        // Nobody came too late, or before the pod was deleted.
+        let last_ms = last_late.checked_sub(deleted)? / 1_000_000;
+        Some(Endpoints {
+            slice: left.what.slice.clone(),
+            left_ms: left.at.saturating_sub(deleted) / 1_000_000,
+            last_ms,
+        })
     }
 }
 
