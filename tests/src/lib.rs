@@ -24,6 +24,7 @@
 pub mod accuracy;
 pub mod advised;
 pub mod cgroup;
+pub mod cluster;
 pub mod fire;
 pub mod guard;
 pub mod kubelet;

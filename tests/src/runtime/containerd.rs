@@ -88,6 +88,11 @@ impl Containerd {
         daemon.kill()?;
         daemon.start_again(&|| self.cri.version().is_ok())
     }
+
+    /// Where the daemon and the pods' bridge are.
+    pub fn network(&self) -> &Netns {
+        &self.netns
+    }
 }
 
 /// The configuration, and the files that it names.

@@ -35,6 +35,10 @@ impl Cri {
         Self { socket, logs, limits }
     }
 
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// The runtime's name and version.
     pub fn version(&self) -> Result<String> {
         let said: VersionResponse = self.call("Version", VersionRequest {}, Duration::from_secs(5))?;
@@ -139,12 +143,17 @@ impl Cri {
         let made: ContainerId = self.call("CreateContainer", request, LIMIT)?;
         let id = made.container_id.clone();
         let _: Empty = self.call("StartContainer", made, LIMIT)?;
-        let request = ContainerStatusRequest { container_id: id.clone(), verbose: true };
+        let pid = self.pid(&id).with_context(|| spec.name.clone())?;
+        Ok(Running { name: spec.name.clone(), id, pid })
+    }
+
+    /// Host pid of a container's PID 1.
+    pub fn pid(&self, id: &str) -> Result<i32> {
+        let request = ContainerStatusRequest { container_id: id.into(), verbose: true };
         let status: ContainerStatusResponse = self.call("ContainerStatus", request, LIMIT)?;
         let info: Value = serde_json::from_str(status.info.get("info").map_or("null", String::as_str))?;
         let pid = info["pid"].as_i64().and_then(|pid| i32::try_from(pid).ok());
-        let pid = pid.filter(|pid| *pid > 0).with_context(|| format!("{} has no pid", spec.name))?;
-        Ok(Running { name: spec.name.clone(), id, pid })
+        pid.filter(|pid| *pid > 0).context("a container without a pid")
     }
 
     pub fn stop(&self, container: &str, grace: Duration) -> Result<()> {

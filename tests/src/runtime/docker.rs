@@ -35,7 +35,7 @@ pub fn why_not() -> Option<String> {
 }
 
 /// A program in PATH, or where root's PATH looks.
-pub(super) fn in_path(name: &str) -> Option<PathBuf> {
+pub(crate) fn in_path(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let more = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::split_paths(&path).chain(more).map(|dir| dir.join(name)).find(|p| p.is_file())

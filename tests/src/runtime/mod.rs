@@ -16,7 +16,7 @@ pub mod docker;
 pub mod images;
 mod messages;
 
-pub use daemon::View;
+pub use daemon::{Daemon, Scratch, View};
 
 use anyhow::Result;
 use std::ffi::OsString;
@@ -108,7 +108,7 @@ pub trait Engine: Sync {
 }
 
 /// Removes the cgroups of a pod that the runtime left: those above its containers' own, in every hierarchy.
-fn remove_cgroups(parent: &str) {
+pub(crate) fn remove_cgroups(parent: &str) {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for line in mounts.lines() {
         let mut fields = line.split(' ').skip(1);
