@@ -81,7 +81,6 @@ pub fn all() -> Vec<Story> {
         Story {
             name: "deleted, preStop `sleep 2`, STOPSIGNAL SIGQUIT, clients that do not hear of it",
             conf: quitting(Some(vec!["/bin/sleep", "2"])),
-            slow_ms: 6000,
             allowed: &|r, s| truth::nginx_stop(false)(r, s),
             cause: Cause::EndpointRace,
             ..Story::default()
@@ -117,7 +116,7 @@ pub fn all() -> Vec<Story> {
         Story {
             name: "liveness probe of php-fpm failed, grace period too short",
             command: "a failing livenessProbe",
-            conf: WorkloadConf { liveness: true, grace_s: 2, ..WorkloadConf::default() },
+            conf: WorkloadConf { liveness: true, grace_s: 2, php_sleep: None, ..WorkloadConf::default() },
             slow_ms: 8000,
             made: &[502],
             act: |w| w.die(),
@@ -129,8 +128,7 @@ pub fn all() -> Vec<Story> {
         },
         Story {
             name: "deleted, the API server stopped and containerd killed during the stop",
-            conf: WorkloadConf { pre_stop: Some(vec!["/bin/sleep", "2"]), ..WorkloadConf::default() },
-            slow_ms: 8000,
+            conf: terminated(vec!["/bin/sleep", "3"]),
             act: |w| w.delete_pod_alone(),
             ..Story::default()
         },

@@ -26,6 +26,8 @@ pub struct WorkloadConf {
     pub grace_s: u64,
     /// Command of nginx's container; `@nginx` stands for nginx's own command line.
     pub pre_stop: Option<Vec<&'static str>>,
+    /// preStop of php-fpm's container, so that it outlives nginx: seconds.
+    pub php_sleep: Option<u32>,
     /// The kubelet kills php-fpm's container when this file of [`Workload::dir`] is there.
     pub liveness: bool,
 }
@@ -39,6 +41,7 @@ impl Default for WorkloadConf {
             php_stop: Signal::SIGQUIT,
             grace_s: 20,
             pre_stop: None,
+            php_sleep: Some(7),
             liveness: false,
         }
     }
@@ -176,7 +179,6 @@ impl<'c> Workload<'c> {
     pub fn php_restarted(&self) -> Result<()> {
         let path = "jsonpath={.status.containerStatuses[?(@.name=='php')].restartCount}";
         let ready = "jsonpath={.status.containerStatuses[?(@.name=='php')].ready}";
-        let _ = std::fs::remove_file(self.dir.join(DEAD));
         let get = |path| ["-n", NAMESPACE, "get", "pod", self.pod.name.as_str(), "-o", path];
         self.cluster.wait("the restart of php-fpm", &get(path), |said| said == "1")?;
         self.cluster.wait("php-fpm to be ready", &get(ready), |said| said == "true")
@@ -251,8 +253,13 @@ fn deployment(conf: &WorkloadConf, dir: &Dir, nginx: &[String], php: &[String]) 
             .collect();
         nginx_container["lifecycle"] = json!({ "preStop": { "exec": { "command": command } } });
     }
+    if let Some(seconds) = conf.php_sleep {
+        let command = ["/bin/sleep".to_string(), seconds.to_string()];
+        php_container["lifecycle"] = json!({ "preStop": { "exec": { "command": command } } });
+    }
     if conf.liveness {
-        let test = format!("[ ! -e {} ]", dir.join(DEAD).display());
+        // It fails once.
+        let test = format!("! rm {} 2>/dev/null", dir.join(DEAD).display());
         php_container["livenessProbe"] =
             json!({ "exec": { "command": ["/bin/sh", "-c", test] }, "periodSeconds": 1, "failureThreshold": 1 });
     }
