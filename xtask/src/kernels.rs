@@ -1,22 +1,13 @@
 //! Node kernels for `cargo xtask vm`: stock Debian cloud kernels of several suites, unpacked to bare ELF images.
-//!
-//! The system's apt state is not touched: lists, cache and status live below the kernel cache. Only the mirror's
-//! addresses, its keyring and the proxy are taken over from the system's configuration, so nothing here names a host.
 
 use crate::sh;
+use crate::suites::{Mirrors, Package, Suite, Suites};
 use anyhow::{Context, Result, ensure};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
 
 mod bzimage;
-mod sources;
-
-pub(crate) use sources::Mirrors;
-
-/// Index files younger than this are not fetched again.
-const FRESH: Duration = Duration::from_secs(24 * 3600);
 
 /// One row of the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -71,7 +62,12 @@ pub(crate) fn fetch(cache: &Path, wanted: &[Wanted], mirrors: Option<Mirrors>) -
     let cache = cache.canonicalize()?;
     let lock = File::create(cache.join(".lock"))?;
     lock.lock().context("lock of the kernel cache")?;
-    let apt = Apt::prepare(&cache, mirrors)?;
+    for (tool, package) in [("zstd", "zstd"), ("lz4", "lz4"), ("xz", "xz-utils"), ("gzip", "gzip")] {
+        ensure!(sh::find(tool).is_some(), "{tool} is missing: apt-get install --no-install-recommends {package}");
+    }
+    let mut suites: Vec<_> = MATRIX.iter().map(|w| Suite::of_programs(w.suite)).collect();
+    suites.dedup();
+    let apt = Suites::prepare(cache.join(".apt"), &suites, mirrors)?;
     let current = apt.update();
     if let Err(e) = &current {
         eprintln!("vm: apt indexes not updated ({e:#}); using what is cached");
@@ -102,7 +98,7 @@ fn cached(cache: &Path, w: &Wanted) -> Option<Kernel> {
     kernel(cache, w, version.trim())
 }
 
-fn one(cache: &Path, apt: &Apt, w: &Wanted) -> Result<Kernel> {
+fn one(cache: &Path, apt: &Suites, w: &Wanted) -> Result<Kernel> {
     let package = newest(&apt.packages(w.suite)?, w.series)
         .with_context(|| format!("{} has no linux-image-{}*-cloud-amd64", w.suite, w.series))?;
     let version = upstream(&package.version).to_owned();
@@ -128,9 +124,8 @@ fn one(cache: &Path, apt: &Apt, w: &Wanted) -> Result<Kernel> {
 }
 
 /// Downloads the package and leaves `work/vmlinux`.
-fn unpack(apt: &Apt, package: &str, work: &Path) -> Result<()> {
-    sh::capture(apt.command("apt-get").args(["download", "-qq", package]).current_dir(work))?;
-    let deb = only_file(work, |n| n.ends_with(".deb")).context("apt-get download left no .deb")?;
+fn unpack(apt: &Suites, package: &str, work: &Path) -> Result<()> {
+    let deb = apt.download(package, work)?;
     let tree = work.join("tree");
     fs::create_dir(&tree)?;
     // /boot/vmlinuz-V up to 7.1, /usr/lib/modules/V/vmlinuz after.
@@ -162,128 +157,6 @@ fn only_file(dir: &Path, matches: impl Fn(&str) -> bool + Copy) -> Option<PathBu
         }
     }
     None
-}
-
-/// apt with a state of its own.
-struct Apt {
-    dir: PathBuf,
-}
-
-impl Apt {
-    fn prepare(cache: &Path, mirrors: Option<Mirrors>) -> Result<Self> {
-        for (tool, package) in [
-            ("apt-get", "apt"),
-            ("dpkg-deb", "dpkg"),
-            ("tar", "tar"),
-            ("zstd", "zstd"),
-            ("lz4", "lz4"),
-            ("xz", "xz-utils"),
-            ("gzip", "gzip"),
-        ] {
-            ensure!(sh::find(tool).is_some(), "{tool} is missing: apt-get install --no-install-recommends {package}");
-        }
-        let dir = cache.join(".apt");
-        for sub in ["lists/partial", "cache/archives/partial", "state", "sources", "empty"] {
-            fs::create_dir_all(dir.join(sub))?;
-        }
-        let mirrors = match mirrors {
-            Some(m) => m,
-            None => sources::system()?,
-        };
-        let mut list = String::new();
-        let mut suites: Vec<_> = MATRIX.iter().map(|w| w.suite).collect();
-        suites.dedup();
-        for suite in suites {
-            let uri = if suite.ends_with("-security") { &mirrors.security } else { &mirrors.main };
-            list += &format!(
-                "Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\nArchitectures: amd64\nSigned-By: {}\n\n",
-                mirrors.keyring.display()
-            );
-        }
-        fs::write(dir.join("sources/kernels.sources"), list)?;
-        fs::write(dir.join("status"), "")?;
-        let d = dir.display();
-        // Dir::Etc::Parts points to an empty directory: settings such as docker-clean's make each apt call parse all
-        // indexes again. Of the system's settings only the proxy is taken over.
-        let conf = format!(
-            "Dir::Etc::Parts \"{d}/empty\"; Dir::Etc::SourceList \"/dev/null\"; Dir::Etc::SourceParts \"{d}/sources\";\n\
-             Dir::Etc::Preferences \"/dev/null\"; Dir::Etc::PreferencesParts \"{d}/empty\";\n\
-             Dir::State \"{d}/state\"; Dir::State::Lists \"{d}/lists\"; Dir::State::status \"{d}/status\";\n\
-             Dir::Cache \"{d}/cache\"; Acquire::Languages \"none\"; APT::Sandbox::User \"root\";\n\
-             Acquire::Retries \"3\"; APT::Architecture \"amd64\"; APT::Architectures \"amd64\";\n{}",
-            proxy()
-        );
-        fs::write(dir.join("apt.conf"), conf)?;
-        Ok(Self { dir })
-    }
-
-    fn command(&self, tool: &str) -> Command {
-        let mut c = Command::new(tool);
-        c.env("APT_CONFIG", self.dir.join("apt.conf")).env("LC_ALL", "C").stdin(Stdio::null());
-        c
-    }
-
-    fn update(&self) -> Result<()> {
-        let stamp = self.dir.join("updated");
-        // The list of sources is part of the stamp: other mirrors, other indexes.
-        let sources = fs::read_to_string(self.dir.join("sources/kernels.sources"))?;
-        let age = fs::metadata(&stamp).and_then(|m| m.modified()).ok().map(|t| SystemTime::now().duration_since(t));
-        if let Some(Ok(age)) = age
-            && age < FRESH
-            && fs::read_to_string(&stamp).is_ok_and(|s| s == sources)
-        {
-            return Ok(());
-        }
-        sh::capture(self.command("apt-get").args(["update", "-qq", "--error-on=any"]))?;
-        fs::write(&stamp, sources)?;
-        Ok(())
-    }
-
-    /// Name and version of every package of a suite.
-    fn packages(&self, suite: &str) -> Result<Vec<Package>> {
-        let infix = format!("_dists_{suite}_");
-        let mut all = Vec::new();
-        for entry in fs::read_dir(self.dir.join("lists"))?.flatten() {
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if name.contains(&infix) && name.ends_with("_Packages") {
-                all.extend(parse_packages(&fs::read_to_string(entry.path())?));
-            }
-        }
-        ensure!(!all.is_empty(), "no package index of {suite}");
-        Ok(all)
-    }
-}
-
-/// The system's proxy settings, as apt.conf lines.
-fn proxy() -> String {
-    let text = sh::capture(Command::new("apt-config").arg("dump").env("LC_ALL", "C")).unwrap_or_default();
-    let wanted = |l: &&str| {
-        let key = l.split(' ').next().unwrap_or_default().to_ascii_lowercase();
-        key.starts_with("acquire::http") && key.contains("proxy")
-    };
-    text.lines().filter(wanted).map(|l| format!("{l}\n")).collect()
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Package {
-    name: String,
-    /// Debian version, `6.12.117-1`.
-    version: String,
-}
-
-fn parse_packages(index: &str) -> Vec<Package> {
-    let mut all = Vec::new();
-    let mut name = None;
-    for line in index.lines() {
-        if let Some(n) = line.strip_prefix("Package: ") {
-            name = Some(n);
-        } else if let Some(v) = line.strip_prefix("Version: ")
-            && let Some(n) = name.take()
-        {
-            all.push(Package { name: n.to_owned(), version: v.to_owned() });
-        }
-    }
-    all
 }
 
 /// The newest cloud kernel of a series. From 6.19 on linux-image-* is an empty package and the kernel is in
@@ -340,12 +213,6 @@ mod tests {
         assert_eq!(upstream("5.10.262-1"), "5.10.262");
         assert_eq!(upstream("6.18.15-1~bpo13+1"), "6.18.15");
         assert_eq!(upstream("1:6.1.192-1"), "6.1.192");
-    }
-
-    #[test]
-    fn package_index() {
-        let index = "Package: a\nSource: x\nVersion: 1-1\nDepends: b\n\nPackage: b\nVersion: 2\n";
-        assert_eq!(parse_packages(index), packages(&[("a", "1-1"), ("b", "2")]));
     }
 
     #[test]

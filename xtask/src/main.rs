@@ -11,6 +11,7 @@ mod kernels;
 mod lint;
 mod setup;
 mod sh;
+mod suites;
 mod test;
 mod toolchain;
 mod vm;

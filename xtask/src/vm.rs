@@ -3,8 +3,9 @@
 mod guest;
 mod initrd;
 
-use crate::kernels::{self, Kernel, Mirrors};
+use crate::kernels::{self, Kernel};
 use crate::sh;
+use crate::suites::Mirrors;
 use anyhow::{Context as _, Result, bail, ensure};
 use guest::{Outcome, Verdict};
 use initrd::Initrd;
