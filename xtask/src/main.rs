@@ -5,6 +5,7 @@ mod apt;
 mod bench;
 mod build;
 mod containerds;
+mod cluster;
 mod demo;
 mod gates;
 mod kernels;
@@ -52,6 +53,8 @@ enum Task {
     Bench(bench::Args),
     /// Set up, build, and measure how often why502 is right: every cause played, every lost request compared (root)
     Accuracy(accuracy::Args),
+    /// Set up, build, and end pods of a real Kubernetes node under load (root; the first time it builds the kubelet: 15 min)
+    Cluster(cluster::Args),
     /// Check the probes' sources: the rules against kernel panics, and clippy for the BPF target
     Lint(lint::Args),
 }
@@ -65,6 +68,7 @@ fn main() -> ExitCode {
         Task::Vm(args) => vm::run(&args),
         Task::Bench(args) => bench::run(&args),
         Task::Accuracy(args) => accuracy::run(&args),
+        Task::Cluster(args) => cluster::run(&args),
         Task::Lint(args) => lint::run(&args),
     };
     match done {

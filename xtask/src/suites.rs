@@ -30,6 +30,10 @@ impl Suite {
     pub(crate) const fn of_programs(name: &'static str) -> Self {
         Self { name, types: "deb" }
     }
+
+    pub(crate) const fn of_sources(name: &'static str) -> Self {
+        Self { name, types: "deb-src" }
+    }
 }
 
 /// apt with a state of its own.
