@@ -168,7 +168,12 @@ impl Watch {
 
 /// A deviation is looked into with what was seen: the recording and the client's ledger outlive the site.
 pub fn keep(dir: Option<PathBuf>, name: &str, recording: &Path, requests: &[Request]) -> Result<()> {
-    let name = format!("{}-{}-{}", name.replace(|c: char| !c.is_ascii_alphanumeric(), "-"), std::process::id(), guard::serial());
+    let name = format!(
+        "{}-{}-{}",
+        name.replace(|c: char| !c.is_ascii_alphanumeric(), "-"),
+        std::process::id(),
+        guard::serial()
+    );
     let base = dir.unwrap_or_else(std::env::temp_dir).join(name);
     std::fs::copy(recording, base.with_extension("rec"))?;
     write_ledger(&base.with_extension("jsonl"), requests)?;

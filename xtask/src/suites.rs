@@ -66,13 +66,13 @@ impl Suites {
         fs::write(dir.join("status"), "")?;
         let d = dir.display();
         // Dir::Etc::Parts points to an empty directory: settings such as docker-clean's make each apt call parse all
-        // indexes again. Of the system's settings only the proxy is taken over.
+        // indexes again. A mirror that is a snapshot has lists that have expired; they are still signed. Of the system's settings only the proxy is taken over.
         let conf = format!(
             "Dir::Etc::Parts \"{d}/empty\"; Dir::Etc::SourceList \"/dev/null\"; Dir::Etc::SourceParts \"{d}/sources\";\n\
              Dir::Etc::Preferences \"/dev/null\"; Dir::Etc::PreferencesParts \"{d}/empty\";\n\
              Dir::State \"{d}/state\"; Dir::State::Lists \"{d}/lists\"; Dir::State::status \"{d}/status\";\n\
              Dir::Cache \"{d}/cache\"; Acquire::Languages \"none\"; APT::Sandbox::User \"root\";\n\
-             Acquire::Retries \"3\"; APT::Architecture \"amd64\"; APT::Architectures \"amd64\";\n{}",
+             Acquire::Retries \"3\"; Acquire::Check-Valid-Until \"false\"; APT::Architecture \"amd64\"; APT::Architectures \"amd64\";\n{}",
             proxy()
         );
         fs::write(dir.join("apt.conf"), conf)?;
