@@ -47,6 +47,8 @@ pub struct Pod {
     /// When everything had been asked for last, and what could not be.
     pub asked: Option<Fact<Vec<String>>>,
     specs: Vec<SpecFact>,
+    /// Names of its containers by their ids: the status forgets those that were started again.
+    containers: BTreeMap<String, String>,
 }
 
 /// A pod stopped being ready in the last of its slices.
@@ -87,8 +89,7 @@ impl Pod {
 
     /// The name that this container has in the pod.
     pub fn container(&self, id: &str) -> Option<&str> {
-        let all = &self.state.what.containers;
-        all.iter().find(|c| c.id.as_deref() == Some(id)).map(|c| c.name.as_str())
+        self.containers.get(id).map(String::as_str)
     }
 
     /// What its spec says of stopping this container; of all of them while its status does not name the container.
@@ -173,7 +174,15 @@ impl Pods {
             endpoints: VecDeque::new(),
             asked: None,
             specs: Vec::new(),
+            containers: BTreeMap::new(),
         });
+        let named = fact.what.containers.iter().filter_map(|c| Some((c.id.clone()?, c.name.clone())));
+        for (id, name) in named {
+            if pod.containers.len() >= MAX_CONTAINERS {
+                pod.containers.pop_first();
+            }
+            pod.containers.insert(id, name);
+        }
         if let Some(grace) = fact.what.deleted_grace_s {
             pod.deleted.get_or_insert(Fact { id, at: deleted_at, seen_at, what: grace });
         }

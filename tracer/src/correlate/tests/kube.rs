@@ -391,6 +391,10 @@ fn a_probe_that_failed() {
         let unhealthy = KubeEvent { count: 3, ..event(of_pod(), "kubelet", "Unhealthy", message) };
         more(&mut c);
         c.stopped();
+        // Started again: its status has another id by now.
+        let mut again = pod();
+        again.containers[0] = PodContainer { name: "nginx".into(), id: Some("c".repeat(64)), restarts: 1 };
+        c.says(T + S / 2, None, Said::Pod(again));
         c.says(T + S, wall(204 * S), Said::Event(unhealthy)).says(T + S, wall(at), Said::Event(killing)).asked(T + S);
         c.only()
     };
