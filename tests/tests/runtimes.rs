@@ -381,6 +381,8 @@ fn on_containerd(programs: &Path, view: View) -> Result<()> {
             act: Box::new(delete),
             allowed: &|r, s| deleted(false)(r, s),
             cause: Cause::EndpointRace,
+            // php was told when the hook began.
+            tells: &["beside-the-stop-of-the-pod", BY_RUNTIME],
             ..Case::default()
         },
         Case {

@@ -1,10 +1,11 @@
 //! The other containers of a pod: whether the pod as a whole is being stopped, or one container of it.
 
-use super::View;
 use super::chain::{self, Sender};
+use super::{View, prestop};
 use crate::correlate::history::{Signal, sig};
+use crate::correlate::stops::commands_before;
 use crate::identity::{ContainerInfo, Process};
-use crate::model::event::{BootNs, ProcKey};
+use crate::model::event::ProcKey;
 
 /// All containers of a pod without hooks are told at once: who comes later than that had a hook, or was waited for.
 pub const APART_NS: u64 = 1_000_000_000;
@@ -27,8 +28,12 @@ pub fn told<'v>(key: &ProcKey, view: &'v View) -> impl Iterator<Item = &'v Signa
     })
 }
 
-/// Another container of the pod was told to stop as well, at `at` or later: the pod is being stopped.
-pub fn stopped<'v>(key: &ProcKey, at: BootNs, view: &'v View) -> Option<&'v Signal> {
+/// Another container of the pod was told to stop as well, when this one's stop began or later: the pod is being stopped.
+/// `signal` is this one's; a preStop hook holds it back, and no other container's.
+pub fn stopped<'v>(key: &ProcKey, signal: &Signal, view: &'v View) -> Option<&'v Signal> {
+    let commands = commands_before(signal.at, &signal.what, view.table).into_iter();
+    let hook = commands.filter(|c| prestop::is_hook(c, view)).map(|c| c.at).min();
+    let began = hook.map_or(signal.at, |at| at.min(signal.at));
     let all = others(key, view).flat_map(|(p, _)| told(&p.key, view));
-    all.filter(|s| s.at + APART_NS >= at).min_by_key(|s| (s.at, s.event))
+    all.filter(|s| s.at + APART_NS >= began).min_by_key(|s| (s.at, s.event))
 }

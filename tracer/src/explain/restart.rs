@@ -46,7 +46,7 @@ pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
 /// A restart that has not begun yet looks like the end of a pod: unless another container of the pod was told to stop as
 /// well, or the API says that the pod ends, an `endpoint-race` says so.
 pub fn not_excluded(finding: &mut Finding, server: &Server, signal: &Signal, view: &View) {
-    let other = server.master.and_then(|master| pod::stopped(&master, signal.at, view));
+    let other = server.master.and_then(|master| pod::stopped(&master, signal, view));
     if let Some(other) = other {
         return finding.chain.signal(other, chain::BESIDE_POD_STOP, view);
     }

@@ -1,9 +1,9 @@
 //! What runtimes say beside the kernel's events: names, hooks, and the times without a runtime.
 
-use super::{Node, POD, S, exiting, host, master, task};
+use super::{Node, POD, S, exiting, host, master, syn_refused, task};
 use crate::correlate::answer::tests::state;
 use crate::model::event::{EventKind, Execed, SigInfo, SignalGenerated, Task, TcpState};
-use crate::model::input::{ContainerFact, PodFact, SourceFact, SourceState, SpecFact, StopSpec};
+use crate::model::input::{CgroupFact, ContainerFact, Hierarchy, PodFact, SourceFact, SourceState, SpecFact, StopSpec};
 use crate::model::{Cause, Incident, Input};
 
 const MS: u64 = 1_000_000;
@@ -42,6 +42,20 @@ fn runc(comm: &str, ns_pid: u32) -> Task {
     Task { tgid: 700, pid: 700, ns_pid, start_ns: 190 * S, comm: comm.into(), ..host() }
 }
 
+/// A runtime's stop signal.
+fn sent(signal: u32, target: Task) -> EventKind {
+    EventKind::SignalGenerated(SignalGenerated {
+        signal,
+        code: 0,
+        si_pid: 0,
+        info: SigInfo::Real,
+        result: 0,
+        group: true,
+        sender: runc("runc", 700),
+        target,
+    })
+}
+
 /// The runtime sends `signal` to nginx, whose worker leaves with a request.
 fn stopped(node: &mut Node, signal: u32) -> Incident {
     let kind = EventKind::Execed(Execed {
@@ -51,17 +65,7 @@ fn stopped(node: &mut Node, signal: u32) -> Incident {
         argv: vec!["runc".into(), "kill".into()],
     });
     node.event(200 * S - MS, kind);
-    let sent = SignalGenerated {
-        signal,
-        code: 0,
-        si_pid: 0,
-        info: SigInfo::Real,
-        result: 0,
-        group: true,
-        sender: runc("runc", 700),
-        target: pid1(),
-    };
-    node.event(200 * S, EventKind::SignalGenerated(sent));
+    node.event(200 * S, sent(signal, pid1()));
     node.event(200 * S + MS, EventKind::Exited { task: exiting(task()), code: 0 });
     node.event(200 * S + 2 * MS, EventKind::TcpState(TcpState { bytes_sent: 0, task: exiting(task()), ..state() }));
     let mut said = node.said(true);
@@ -189,4 +193,44 @@ fn the_runtimes_hook_counts_as_a_files_does_and_before_it() {
     assert_eq!(other.cause, Cause::NginxFastShutdown, "the file is another pod's: this one has no hook");
     assert_eq!(with_command(spec(Some(&["sleep", "5"])), None).cause, Cause::NginxFastShutdown, "another hook");
     assert!(other.advice.iter().any(|a| a.why.contains("It is 5 s now")), "its own grace period, not the file's");
+}
+
+/// Another container is told to stop when nginx's hook of five seconds begins; then nginx is, and a connection is refused.
+fn refused_after_a_hook(known: &[&str], php_at: u64) -> Incident {
+    let mut node = Node::new();
+    let pre_stop = Some(known.iter().map(|a| (*a).to_owned()).collect());
+    says(&mut node, ContainerFact { spec: Some(StopSpec { pre_stop, grace_s: Some(30) }), ..fact('a') });
+    node.inputs.push(Input::Cgroup(CgroupFact {
+        at: 1,
+        id: 46,
+        hierarchy: Hierarchy::V2,
+        path: Some(format!("/kubepods/burstable/pod{POD}/{}", id('c'))),
+    }));
+    let php = Task { tgid: 7_000, pid: 7_000, cgroup: 46, start_ns: 60 * S, comm: "php-fpm".into(), ..pid1() };
+    let sleep =
+        Task { tgid: 9_000, pid: 9_000, ns_pid: 40, ppid: 600, start_ns: 195 * S, comm: "sleep".into(), ..task() };
+    let shim = Task { tgid: 600, pid: 600, start_ns: 50 * S, comm: "containerd-shim".into(), ..host() };
+    let argv = ["sleep", "5"].map(str::to_owned).to_vec();
+    node.inputs.push(Input::Process(super::fact(&php, "/usr/sbin/php-fpm8.2", "php-fpm: master process")));
+    node.event(php_at, sent(3, php));
+    node.event(195 * S, EventKind::Forked { parent: shim, child: sleep.clone() });
+    let exec = Execed { task: sleep.clone(), old_pid: 9_000, path: "/bin/sleep".into(), argv };
+    node.event(195 * S + MS, EventKind::Execed(exec));
+    node.event(200 * S - MS, EventKind::Exited { task: exiting(sleep), code: 0 });
+    node.event(200 * S, sent(3, pid1())).listener_closes(200 * S + 1, task()).event(201 * S, syn_refused());
+    let mut said = node.said(false);
+    assert_eq!(said.len(), 1, "{said:#?}");
+    said.remove(0)
+}
+
+#[test]
+fn a_hook_holds_back_its_own_containers_signal_only() {
+    let told = |i: &Incident| i.chain.iter().any(|l| l.rule == "beside-the-stop-of-the-pod");
+    let stopped = refused_after_a_hook(&["sleep", "5"], 195 * S - MS);
+    assert_eq!(stopped.cause, Cause::EndpointRace);
+    assert!(told(&stopped) && !lacks(&stopped).contains(&"pod-stop"), "{:?}", stopped.missing);
+    for (hook, php_at) in [(&["sleep", "6"][..], 195 * S - MS), (&["sleep", "5"], 190 * S)] {
+        let restart = refused_after_a_hook(hook, php_at);
+        assert!(!told(&restart) && lacks(&restart).contains(&"pod-stop"), "{hook:?}, php at {php_at}");
+    }
 }
