@@ -45,9 +45,18 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
     if lost.mechanism != Mechanism::Refused
         && let Conn::Tcp(tuple) = &lost.conn
     {
-        history.account(lost.at, tuple, lost.event);
+        history.account(lost.at, tuple, socket(&lost.evidence));
     }
     Some(lost)
+}
+
+/// The socket of the connection itself, where the evidence is a record of it: a reset may be sent by another one.
+fn socket(evidence: &Evidence) -> u64 {
+    match evidence {
+        Evidence::Close { state, .. } => state.sk,
+        Evidence::Handshake { reset, .. } if reset.active => reset.sk,
+        _ => 0,
+    }
 }
 
 fn closed(event: &Event, s: &TcpState, table: &Table, history: &History, hz: Option<u32>) -> Option<Lost> {
@@ -55,7 +64,7 @@ fn closed(event: &Event, s: &TcpState, table: &Table, history: &History, hz: Opt
     // On another CPU the client's data may have met the missing listener while this connection was being thrown out: that
     // reset has told of the request already.
     if closer == Closer::AcceptQueue
-        && history.accounted_at(&s.tuple).is_some_and(|(at, _)| event.at.abs_diff(at) < SAME_CLOSE_NS)
+        && history.accounted_at(&s.tuple, s.sk).is_some_and(|at| event.at.abs_diff(at) < SAME_CLOSE_NS)
     {
         return None;
     }
@@ -200,7 +209,7 @@ fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, histo
         return None;
     }
     // The close itself was the loss, or an earlier segment of the same request already showed it.
-    if let Some((at, _)) = history.accounted_at(&r.tuple)
+    if let Some(at) = history.accounted_at(&r.tuple, 0)
         && at >= digest.at
     {
         return None;
@@ -236,7 +245,7 @@ fn unfinished(event: &Event, r: &ResetSent, table: &Table, history: &History) ->
         return None;
     }
     // Dropped from the accept queue: its own state change told that already.
-    if history.accounted_at(&r.tuple).is_some_and(|(at, _)| event.at.saturating_sub(at) < HANDSHAKE_NS) {
+    if history.accounted_at(&r.tuple, r.sk).is_some_and(|at| event.at.saturating_sub(at) < HANDSHAKE_NS) {
         return None;
     }
     Some(half_open(event, r, closed_lately(event, r, table, history)?))
@@ -269,7 +278,7 @@ fn handshake(event: &Event, r: &ResetSent, table: &Table, history: &History) -> 
     }
     let closed = closed_lately(event, r, table, history)?;
     // Its socket was dropped from the accept queue, or the same client was refused already: one loss, one incident.
-    if let Some((at, _)) = history.accounted_at(&r.tuple)
+    if let Some(at) = history.accounted_at(&r.tuple, 0)
         && event.at.saturating_sub(at) < HANDSHAKE_NS
     {
         return None;

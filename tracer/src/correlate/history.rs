@@ -158,7 +158,8 @@ pub struct History {
     /// Targets by their last signal: the one that was left alone longest goes first.
     signal_targets: BTreeSet<(BootNs, ProcKey)>,
     exits: Recent<ProcKey, ExitFact>,
-    accounted: Recent<Tuple, EventId>,
+    /// With the kernel's address of the socket, 0 where no record tells it.
+    accounted: Recent<Tuple, u64>,
     resets: Recent<Tuple, (EventId, ResetSent)>,
     listener_closes: Recent<EventId, Task>,
     /// Connections that the peer ended while a request was open, by the master of the server that waited.
@@ -237,14 +238,16 @@ impl History {
         self.evicted += self.left.insert(at, server, event);
     }
 
-    /// This connection's request is accounted for: a later reset of it is a consequence.
-    pub fn account(&mut self, at: BootNs, tuple: &Tuple, event: EventId) {
-        self.evicted += self.accounted.insert(at, *tuple, event);
+    /// This connection's request is accounted for: a later reset of it is a consequence. `sk`: its socket, 0 if not known.
+    pub fn account(&mut self, at: BootNs, tuple: &Tuple, sk: u64) {
+        self.evicted += self.accounted.insert(at, *tuple, sk);
     }
 
-    /// The last loss that was found on this connection, and when.
-    pub fn accounted_at(&self, tuple: &Tuple) -> Option<(BootNs, EventId)> {
-        self.accounted.get(tuple).copied()
+    /// When the last loss of these addresses was found, unless it was certainly another connection's: a client may use its
+    /// port again at once. `sk`: as above.
+    pub fn accounted_at(&self, tuple: &Tuple, sk: u64) -> Option<BootNs> {
+        let (at, told) = self.accounted.get(tuple).copied()?;
+        (told == 0 || sk == 0 || told == sk).then_some(at)
     }
 
     pub fn oom_victim(&mut self, at: BootNs, pid: u32) {

@@ -477,3 +477,25 @@ fn a_half_open_connection_goes_with_its_listener_however_it_ends() {
     assert_eq!(said(tcp::FIN_WAIT1), [Cause::NginxAcceptQueueDropped]);
     assert_eq!(said(tcp::CLOSE), [Cause::NginxAcceptQueueDropped]);
 }
+
+#[test]
+fn a_port_that_is_used_again_at_once_is_another_connection() {
+    let mut node = Node::new();
+    node.signal(200 * S, 15, master());
+    node.event(200 * S + 1_000, EventKind::Exited { task: exiting(task()), code: 0 });
+    let cut = TcpState { task: exiting(task()), lrcvtime: 1_001, ..state() };
+    let queued = TcpState { sk: cut.sk + 64, newstate: tcp::CLOSE, accepted: false, task: master(), ..cut.clone() };
+    node.event(200 * S + 2_000, EventKind::TcpState(cut));
+    node.listener_closes(200 * S + 3_000_000, master());
+    // Thrown out of the queue, and the reset that tells the client so: one more request.
+    let told = ResetSent {
+        sk: queued.sk,
+        socket: ResetSocket::Full,
+        active: true,
+        bytes_received: queued.bytes_received,
+        digest: None,
+        ..late_data(0, 0)
+    };
+    node.event(200 * S + 3_001_000, EventKind::TcpState(queued)).event(200 * S + 3_002_000, EventKind::ResetSent(told));
+    assert_eq!(causes(&node.said(true)), [Cause::NginxFastShutdown, Cause::NginxAcceptQueueDropped]);
+}
