@@ -21,7 +21,7 @@ use why502_tests::truth;
 use why502_tests::{php, schema};
 
 /// MiB that it may grow by from the tenth pod to the last: what it remembers of the dead is bounded.
-const GROWTH: f64 = 24.0;
+const GROWTH: f64 = 40.0;
 
 /// One pod's life: a request that php works on, and one that is on its way when nginx is stopped.
 struct Life {
