@@ -108,8 +108,9 @@ pub fn died_with_it(lost: &Lost, server: &Server, view: &View) -> Option<Finding
     let process = server.process.filter(|_| local && server.kind == Kind::PhpFpm)?;
     let over = |key: &ProcKey| {
         let until = lost.at.saturating_add(SAME_MOMENT_NS);
-        let exited = view.history.exit_of(key).is_some_and(|e| e.at <= until);
-        exited || view.history.signals_to(key).iter().any(|s| s.at <= until && s.what.signal == sig::KILL)
+        // One that ended by itself in the same moment had passed the failure on to its client.
+        let killed = view.history.exit_of(key).is_some_and(|e| e.at <= until && e.code & 0x7f == sig::KILL);
+        killed || view.history.signals_to(key).iter().any(|s| s.at <= until && s.what.signal == sig::KILL)
     };
     let killed = view.history.signals_to(&process).iter().any(|s| s.at <= lost.at && s.what.signal == sig::KILL);
     let mut workers = view

@@ -73,7 +73,10 @@ fn too_short(check: &mut Check, container: &Container, nginx: &Program) {
         let found = new(Cause::FpmControlTimeoutZero, WillLose, why).at(at.as_ref());
         check.found(Some(container), Server::PhpFpm, found);
     }
-    let severity = if cut_by_php || (next.is_some() && timeout.is_none()) { MayLose } else { WillLose };
+    // They may well have finished when php-fpm's own time is over as well.
+    let last = next.map_or(0, |fpm| fpm.stop_wait.value.min(timeout.unwrap_or(0)));
+    let outlasts = nginx.kill_as_group || longest.value > wait.value.saturating_add(last);
+    let severity = if outlasts && !cut_by_php && !(next.is_some() && timeout.is_none()) { WillLose } else { MayLose };
     let found = new(Cause::GracePeriodExceeded, severity, why).at(Some(&at));
     check.found(Some(container), Server::Nginx, Finding { sub_cause: Some("stopwaitsecs".into()), ..found });
 }

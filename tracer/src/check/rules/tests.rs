@@ -285,7 +285,16 @@ fn supervisord() {
     assert_eq!(of_long(10, ""), [""; 0]);
     assert_eq!(of_long(11, ""), ["grace-period-exceeded"]);
     assert_eq!(of_long(11, "[global]\n"), ["fpm-control-timeout-zero!", "grace-period-exceeded"]);
-    assert_eq!(of_long(11, "[global]\nprocess_control_timeout=20\n"), ["grace-period-exceeded!"]);
+    // The workers outlive their master for as long as php-fpm takes: 10 s, and 10 more.
+    assert_eq!(of_long(20, "[global]\nprocess_control_timeout=20\n"), ["grace-period-exceeded"]);
+    assert_eq!(of_long(21, "[global]\nprocess_control_timeout=20\n"), ["grace-period-exceeded!"]);
+    assert_eq!(of_long(14, "[global]\nprocess_control_timeout=3\n"), ["grace-period-exceeded!"]);
+    let group = sound.replace("[program:php", "killasgroup=true\n[program:php");
+    let fpm = "[global]\nprocess_control_timeout=20\n";
+    assert_eq!(
+        found(Texts { supervisor: &group, longest: Some(11), fpm, ..Texts::default() }),
+        ["grace-period-exceeded!"]
+    );
     let term = SUPERVISED.replace("QUIT", "TERM");
     assert_eq!(of(&term), ["nginx-fast-shutdown!", "supervisor-stop-order!"]);
     let docker = &["FROM debian\nCMD [\"supervisord\", \"-n\"]\n"][..];
