@@ -85,7 +85,8 @@ fn built() -> Result<PathBuf> {
     };
     openapi(&work, &root, &go)?;
     let (major, minor) = ("1", VERSION.split('.').nth(1).unwrap_or_default());
-    let set = |name: &str, value: &str| format!("-X k8s.io/component-base/version.{name}={value}");
+    let set =
+        |name: &str, value: &str| format!("-X k8s.io/kubernetes/vendor/k8s.io/component-base/version.{name}={value}");
     let version = [set("gitVersion", &format!("v{VERSION}")), set("gitMajor", major), set("gitMinor", minor)].join(" ");
     for name in PROGRAMS {
         let partial = work.join(name);
