@@ -264,6 +264,14 @@ fn what_dies_with_its_nginx_is_told_once() {
     assert!(alive.contains(&Cause::ContainerKilled), "{alive:?}");
 }
 
+/// supervisord kills php-fpm's group when nginx's workers end by themselves: these had passed the failure on.
+#[test]
+fn who_ended_by_itself_was_not_killed_with_php_fpm() {
+    let said = run(&recording("supervisord-killasgroup.rec"));
+    let told = said.iter().filter(|i| i.cause == Cause::SupervisorStopOrder).count();
+    assert_eq!(told, 24, "{:?}", said.iter().map(|i| i.cause).collect::<Vec<_>>());
+}
+
 #[test]
 fn identity_and_start_are_needed_too() {
     for (file, inputs) in recordings() {
