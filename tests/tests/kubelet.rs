@@ -78,10 +78,13 @@ fn a_container_ignores_no_signal() -> Result<()> {
     let dir = guard::Dir::new()?;
     let log = dir.join("status");
     let words = ["--plain", "--log", log.to_str().context("a path")?, "--", "grep", "^Sig", "/proc/self/status"];
-    // Its end tells the launcher that nobody wants the command any more.
     let stdin = std::process::Stdio::piped();
     let mut run = Command::new("/bin/sh").args(["-c", script, "sh", launch]).args(words).stdin(stdin).spawn()?;
-    ensure!(run.wait()?.success(), "the launcher failed");
+    // Held: its end tells the launcher that nobody wants the command any more, and wait() would close it first.
+    let held = run.stdin.take();
+    let ended = run.wait()?;
+    drop(held);
+    ensure!(ended.success(), "the launcher failed: {ended}");
     let said = std::fs::read_to_string(&log)?;
     for name in ["SigBlk:", "SigIgn:"] {
         let mask = said.lines().find_map(|l| u64::from_str_radix(l.strip_prefix(name)?.trim(), 16).ok());
