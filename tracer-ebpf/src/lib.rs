@@ -17,6 +17,8 @@ pub const ABI_VERSION: u16 = 1;
 pub const EXEC_STR: usize = 256;
 /// Room for `sockaddr_un.sun_path` (108 bytes), rounded up to whole words.
 pub const UNIX_PATH: usize = 112;
+/// How much of a log line's format is carried.
+pub const NGINX_FORMAT: usize = 96;
 /// Kernel's TASK_COMM_LEN.
 pub const COMM: usize = 16;
 
@@ -34,6 +36,8 @@ pub mod kind {
     pub const OOM_VICTIM: u16 = 10;
     pub const UNIX_DROPPED: u16 = 11;
     pub const UNIX_REFUSED: u16 = 12;
+    pub const NGINX_LOG: u16 = 13;
+    pub const NGINX_ERROR_PAGE: u16 = 14;
 }
 
 /// Bits of [`Header::quality`]: what could not be read while the record was written.
@@ -386,6 +390,31 @@ pub struct UnixRefused {
     pub path: [u8; UNIX_PATH],
 }
 
+/// `ngx_log_error_core()`, level `error` and worse. src/core/ngx_log.c.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NginxLog {
+    pub hdr: Header,
+    pub task: Task,
+    /// NGX_LOG_EMERG 1 … NGX_LOG_ERR 4.
+    pub level: u32,
+    pub errno: u32,
+    /// Bytes of `format` that are filled.
+    pub format_len: u16,
+    pub _reserved: [u8; 6],
+    pub format: [u8; NGINX_FORMAT],
+}
+
+/// `ngx_http_special_response_handler()`, 500 to 504. src/http/ngx_http_special_response.c.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NginxErrorPage {
+    pub hdr: Header,
+    pub task: Task,
+    pub status: u32,
+    pub _reserved: u32,
+}
+
 /// Key of the LISTENERS map: ports that listen or have listened.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -465,4 +494,6 @@ layout! {
     StopCounts = 40, 8;
     UnixDropped = 16 + 72 + 32 + 8 + 8 + 112, 8;
     UnixRefused = 16 + 72 + 8 + 112, 8;
+    NginxLog = 16 + 72 + 16 + 96, 8;
+    NginxErrorPage = 16 + 72 + 8, 8;
 }

@@ -190,6 +190,8 @@ fn container<'t>(who: &'t Table, kind: &EventKind) -> Option<&'t ContainerInfo> 
         EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => socket(n.sk_cgroup),
         EventKind::UnixDropped(d) => socket(d.server_cgroup).or_else(|| task(&d.task)),
         EventKind::UnixRefused(r) => task(&r.task),
+        EventKind::NginxLogged(l) => task(&l.task),
+        EventKind::NginxErrorPage { task: t, .. } => task(t),
     }
 }
 
@@ -239,6 +241,8 @@ fn tasks(kind: &EventKind) -> Vec<&Task> {
         EventKind::ResetSent(r) if r.active => vec![&r.task],
         EventKind::UnixDropped(d) => vec![&d.task],
         EventKind::UnixRefused(r) => vec![&r.task],
+        EventKind::NginxLogged(l) => vec![&l.task],
+        EventKind::NginxErrorPage { task, .. } => vec![task],
         EventKind::ResetSent(_) | EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => Vec::new(),
     }
 }

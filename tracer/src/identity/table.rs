@@ -126,6 +126,8 @@ impl Table {
                 self.observe_unix_dropped(d, at);
             }
             EventKind::UnixRefused(r) => self.touch(&r.task, Known::Record, at),
+            EventKind::NginxLogged(l) => self.touch(&l.task, Known::Record, at),
+            EventKind::NginxErrorPage { task, .. } => self.touch(task, Known::Record, at),
             EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => {}
         }
     }

@@ -37,6 +37,8 @@ pub(super) fn cgroups(event: &Event) -> Vec<(Hierarchy, u64)> {
             ids.extend([(Hierarchy::V2, d.server_cgroup), (Hierarchy::V2, d.client_cgroup)]);
         }
         EventKind::UnixRefused(r) => task(&r.task),
+        EventKind::NginxLogged(l) => task(&l.task),
+        EventKind::NginxErrorPage { task: t, .. } => task(t),
     }
     ids.retain(|(_, id)| *id != 0);
     ids

@@ -133,6 +133,8 @@ pub enum EventKind {
     OomVictim { task: Task },
     UnixDropped(UnixDropped),
     UnixRefused(UnixRefused),
+    NginxLogged(NginxLogged),
+    NginxErrorPage { task: Task, status: u32 },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -351,4 +353,17 @@ pub struct UnixRefused {
     pub path: String,
     /// Who wanted to connect.
     pub task: Task,
+}
+
+/// nginx wrote a line to its error log, at level `error` or worse (`ngx_log_error_core()`). Its arguments are not seen.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NginxLogged {
+    /// Who logs.
+    pub task: Task,
+    /// 1 emerg, 2 alert, 3 crit, 4 error.
+    pub level: u32,
+    /// The errno that the line is about; 0 none.
+    pub errno: u32,
+    /// The printf format, of at most 96 bytes: `connect() failed`, `%V sent …`. Hostile.
+    pub format: String,
 }

@@ -117,6 +117,11 @@ pub fn decode(bytes: &[u8], id: EventId) -> Result<Event, DecodeError> {
         abi::kind::OOM_VICTIM => EventKind::OomVictim { task: task(r.inner(offset_of!(abi::OomVictim, task)))? },
         abi::kind::UNIX_DROPPED => EventKind::UnixDropped(unix_dropped(r)?),
         abi::kind::UNIX_REFUSED => EventKind::UnixRefused(unix_refused(r)?),
+        abi::kind::NGINX_LOG => EventKind::NginxLogged(nginx_logged(r)?),
+        abi::kind::NGINX_ERROR_PAGE => {
+            fields!(r, abi::NginxErrorPage: status);
+            EventKind::NginxErrorPage { task: task(r.inner(offset_of!(abi::NginxErrorPage, task)))?, status }
+        }
         kind => return Err(DecodeError::UnknownKind { kind, len: bytes.len() }),
     };
     Ok(Event { id, at: ts, cpu, quality, kind })
@@ -137,6 +142,8 @@ fn shape(kind: u16) -> Option<(&'static str, usize)> {
         abi::kind::OOM_VICTIM => ("oom_victim", size_of::<abi::OomVictim>()),
         abi::kind::UNIX_DROPPED => ("unix_dropped", size_of::<abi::UnixDropped>()),
         abi::kind::UNIX_REFUSED => ("unix_refused", size_of::<abi::UnixRefused>()),
+        abi::kind::NGINX_LOG => ("nginx_log", size_of::<abi::NginxLog>()),
+        abi::kind::NGINX_ERROR_PAGE => ("nginx_error_page", size_of::<abi::NginxErrorPage>()),
         _ => return None,
     })
 }
@@ -352,6 +359,14 @@ fn unix_refused(r: Reader<'_>) -> Result<m::UnixRefused, DecodeError> {
         path: unix_path(r, offset_of!(abi::UnixRefused, path), offset_of!(abi::UnixRefused, path_len))?,
         task: task(r.inner(offset_of!(abi::UnixRefused, task)))?,
     })
+}
+
+fn nginx_logged(r: Reader<'_>) -> Result<m::NginxLogged, DecodeError> {
+    fields!(r, abi::NginxLog: level, errno, format_len);
+    let (format, format_len): ([u8; abi::NGINX_FORMAT], u16) = (r.get(offset_of!(abi::NginxLog, format))?, format_len);
+    let format = format.get(..format_len.into()).ok_or_else(|| r.bad("format_len", format_len))?;
+    let task = task(r.inner(offset_of!(abi::NginxLog, task)))?;
+    Ok(m::NginxLogged { task, level, errno, format: text(format) })
 }
 
 /// A path up to its NUL. An abstract name begins with NUL and has no end but its length: each NUL is shown as `@`, as

@@ -98,6 +98,8 @@ impl Sequencer {
 /// The hook that writes this kind of record.
 pub fn hook_of(kind: &EventKind) -> &'static str {
     let row = match kind {
+        EventKind::NginxLogged(_) => return "ngx_log_error_core",
+        EventKind::NginxErrorPage { .. } => return "ngx_http_special_response_handler",
         EventKind::SignalGenerated(_) => hook::SIGNAL_GENERATE,
         EventKind::SignalDelivered(_) => hook::SIGNAL_DELIVER,
         EventKind::Forked { .. } => hook::SCHED_PROCESS_FORK,

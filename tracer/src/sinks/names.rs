@@ -162,6 +162,17 @@ pub const QUALITY: &[(u16, &str)] = &[
     (bit::NO_TCP_SOCK, "no-tcp-sock"),
 ];
 
+/// Level of a line in nginx's error log, as it stands there.
+pub fn nginx_level(level: u32) -> String {
+    match level {
+        1 => "emerg".into(),
+        2 => "alert".into(),
+        3 => "crit".into(),
+        4 => "error".into(),
+        other => other.to_string(),
+    }
+}
+
 pub fn quality(bits: u16) -> Vec<&'static str> {
     QUALITY.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, id)| *id).collect()
 }
@@ -180,6 +191,8 @@ pub const KINDS: &[&str] = &[
     "oom-victim",
     "unix-dropped",
     "unix-refused",
+    "nginx-logged",
+    "nginx-error-page",
 ];
 
 pub fn kind(kind: &EventKind) -> &'static str {
@@ -196,6 +209,8 @@ pub fn kind(kind: &EventKind) -> &'static str {
         EventKind::OomVictim { .. } => "oom-victim",
         EventKind::UnixDropped(_) => "unix-dropped",
         EventKind::UnixRefused(_) => "unix-refused",
+        EventKind::NginxLogged(_) => "nginx-logged",
+        EventKind::NginxErrorPage { .. } => "nginx-error-page",
     }
 }
 

@@ -71,6 +71,16 @@ pub fn line(event: &Event, context: Context<'_>) -> String {
                 paint.yellow(&format!("connect({})", quote(&r.path)))
             );
         }
+        EventKind::NginxLogged(l) => {
+            let (level, format) = (names::nginx_level(l.level), quote(&l.format));
+            _ = write!(out, "{} logs {} {format}", process(&l.task, paint), paint.yellow(&level));
+            if l.errno != 0 {
+                _ = write!(out, ", errno {}", crate::explain::chain::errno(l.errno));
+            }
+        }
+        EventKind::NginxErrorPage { task, status } => {
+            _ = write!(out, "{} answers {}", process(task, paint), paint.red(&status.to_string()));
+        }
         EventKind::OomVictim { task } => {
             _ = write!(out, "{} {}", process(task, paint), paint.red("chosen by the OOM killer"));
         }

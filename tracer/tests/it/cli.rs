@@ -82,7 +82,7 @@ fn a_whole_recording_is_explained() {
     let output = explain(&path);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.contains("4.500 s observed, 20 events: execed 1,"), "{stderr}");
+    assert!(stderr.contains("4.500 s observed, 22 events: execed 1,"), "{stderr}");
     assert!(stderr.contains("lost: tcp_send_reset/bad-argument 5,"), "{stderr}");
     assert!(!stderr.contains("warning"), "{stderr}");
     assert!(stderr.lines().all(|line| line.starts_with("why502: ")), "{stderr}");
@@ -98,7 +98,7 @@ fn a_cut_recording_is_explained_with_a_warning() {
     assert!(stderr.contains("cut.rec: warning: recording ends inside line "), "{stderr}");
     assert!(stderr.contains(" inputs read, the end of the observation is missing\n"), "{stderr}");
     // It is the end that is missing, not what was seen.
-    assert!(stderr.contains("20 events"), "{stderr}");
+    assert!(stderr.contains("22 events"), "{stderr}");
 
     let last = whole[..whole.len() - 1].iter().rposition(|b| *b == b'\n').unwrap() + 1;
     let (_dir, path) = file("no-end.rec", &whole[..last]);
@@ -127,7 +127,7 @@ fn a_damaged_recording_is_explained_up_to_the_damage() {
     let output = explain(&path);
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("20 events"), "{stderr}");
+    assert!(stderr.contains("22 events"), "{stderr}");
     let told = stderr.lines().last().unwrap();
     assert!(told.contains("damaged.rec: line ") && told.contains("is damaged: its checksum is"), "{stderr}");
 }

@@ -177,6 +177,13 @@ pub(crate) fn events() -> Vec<Event> {
             task: task("php-fpm8.2", 8600),
         }),
         EventKind::UnixRefused(UnixRefused { error: 111, path: "/run/php.sock".into(), task: task("nginx", 8597) }),
+        EventKind::NginxLogged(NginxLogged {
+            task: task("nginx", 8597),
+            level: 4,
+            errno: 111,
+            format: "connect() \u{1b}[2Jfailed".into(),
+        }),
+        EventKind::NginxErrorPage { task: task("nginx", 8597), status: 502 },
     ];
     for info in [SigInfo::None, SigInfo::Kernel, SigInfo::Real] {
         kinds.push(EventKind::SignalGenerated(signal(info)));

@@ -246,6 +246,8 @@ fn events_as_lines() {
         "tcp 10.0.3.7:80 <- 10.0.9.2:51514 RST sent to [S] len=0, no socket, closed before by 8597 rx=79 tx=600",
         "unix \"/run/php.sock\" closed with bytes unread by php-fpm8.2[8600/1]",
         "unix nginx[8597/1] connect(\"/run/php.sock\") = 111 (Connection refused)",
+        r#"nginx[8597/1] logs error "connect() \x1b[2Jfailed", errno 111 (Connection refused)"#,
+        "nginx[8597/1] answers 502",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_USER} from runc[8632] (host)",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_KERNEL} from the kernel in runc[8632] (host)",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_USER, si_pid=0} from runc[8632] (host)",

@@ -110,6 +110,21 @@ fn unix_refused(path: &[u8], path_len: u16) -> Record {
     r
 }
 
+fn nginx_log(format: &[u8], format_len: u16) -> Record {
+    use abi::NginxLog as T;
+    let mut r = Record::new::<T>(abi::kind::NGINX_LOG, 0);
+    r.task(offset_of!(T, task), 70).u32(offset_of!(T, level), 4).u32(offset_of!(T, errno), 111);
+    r.put(offset_of!(T, format_len), &format_len.to_ne_bytes()).put(offset_of!(T, format), format);
+    r
+}
+
+fn nginx_error_page() -> Record {
+    use abi::NginxErrorPage as T;
+    let mut r = Record::new::<T>(abi::kind::NGINX_ERROR_PAGE, 0);
+    r.task(offset_of!(T, task), 80).u32(offset_of!(T, status), 502);
+    r
+}
+
 fn signal_generate() -> Record {
     use abi::SignalGenerate as T;
     let mut r = Record::new::<T>(abi::kind::SIGNAL_GENERATE, 0);
@@ -350,7 +365,7 @@ fn all() -> Vec<Record> {
     all.push(Record::new::<abi::Fork>(abi::kind::FORK, 0));
     all.push(Record::new::<abi::Exit>(abi::kind::EXIT, 0));
     all.push(Record::new::<abi::OomVictim>(abi::kind::OOM_VICTIM, 0));
-    all.extend([unix_dropped(b"/s", 2), unix_refused(b"\0s", 2)]);
+    all.extend([unix_dropped(b"/s", 2), unix_refused(b"\0s", 2), nginx_log(b"%s", 2), nginx_error_page()]);
     all
 }
 
@@ -414,4 +429,18 @@ fn unix_paths() {
     assert_eq!(path(&[b'p'; 108], 108).len(), 108, "a path may fill its place, without a NUL");
     let too_long = DecodeError::BadValue { what: "unix_refused", field: "path_len", value: 113 };
     assert_eq!(unix_refused(b"/x", 113).error(), too_long);
+}
+
+#[test]
+fn what_nginx_logs_and_answers() {
+    let want = m::NginxLogged { task: want_task(70), level: 4, errno: 111, format: "connect() failed".into() };
+    assert_eq!(nginx_log(b"connect() failed\0junk", 16).decode().kind, EventKind::NginxLogged(want));
+    let full = nginx_log(&[b'x'; abi::NGINX_FORMAT], 96).decode().kind;
+    assert!(matches!(full, EventKind::NginxLogged(l) if l.format == "x".repeat(96)));
+    let none = nginx_log(b"", 0).decode().kind;
+    assert!(matches!(none, EventKind::NginxLogged(l) if l.format.is_empty()));
+    let too_long = DecodeError::BadValue { what: "nginx_log", field: "format_len", value: 97 };
+    assert_eq!(nginx_log(b"x", 97).error(), too_long);
+    let want = EventKind::NginxErrorPage { task: want_task(80), status: 502 };
+    assert_eq!(nginx_error_page().decode().kind, want);
 }
