@@ -10,6 +10,8 @@ pub const KEEP_NS: u64 = 120_000_000_000;
 const MAX_ENTRIES: usize = 65_536;
 /// Signals kept per target: the first ones and the last ones of a flood.
 const MAX_SIGNALS: usize = 64;
+/// Victims of the OOM killer: with memory.oom.group a container's processes go at once.
+const MAX_OOM: usize = 1_024;
 /// Containers of pod specs.
 const MAX_SPECS: usize = 4_096;
 /// Targets whose signals are kept.
@@ -23,6 +25,7 @@ pub mod sig {
     pub const ILL: u32 = 4;
     pub const ABRT: u32 = 6;
     pub const BUS: u32 = 7;
+    pub const TRAP: u32 = 5;
     pub const FPE: u32 = 8;
     pub const KILL: u32 = 9;
     pub const USR1: u32 = 10;
@@ -30,7 +33,9 @@ pub mod sig {
     pub const USR2: u32 = 12;
     pub const PIPE: u32 = 13;
     pub const TERM: u32 = 15;
+    pub const PROF: u32 = 27;
     pub const WINCH: u32 = 28;
+    pub const SYS: u32 = 31;
 
     const NAMES: [&str; 32] = [
         "0", "HUP", "INT", "QUIT", "ILL", "TRAP", "ABRT", "BUS", "FPE", "KILL", "USR1", "SEGV", "USR2", "PIPE", "ALRM",
@@ -50,6 +55,11 @@ pub mod sig {
     /// One that ends a server, asked or not.
     pub fn stops(sig: u32) -> bool {
         asks_to_stop(sig) || sig == KILL
+    }
+
+    /// One that a fault raises, or a program that gives itself up.
+    pub fn crashes(sig: u32) -> bool {
+        matches!(sig, SEGV | BUS | ABRT | ILL | FPE | TRAP | SYS)
     }
 
     /// One that a server can follow: it closes its listener and its connections itself.
@@ -95,6 +105,15 @@ pub struct Upstream {
     pub event: EventId,
     pub at: BootNs,
     pub tuple: Tuple,
+    pub task: Task,
+}
+
+/// The OOM killer's choice.
+#[derive(Clone, Debug)]
+pub struct OomMark {
+    pub event: EventId,
+    pub at: BootNs,
+    /// Up to 5.10.218 and 6.7 all but its pid is 0.
     pub task: Task,
 }
 
@@ -167,8 +186,8 @@ pub struct History {
     /// With the namespace of the requesting end.
     gave_up: Recent<Ends, (EventId, Task, u32)>,
     losses: VecDeque<LossWindow>,
-    /// Pids that the OOM killer chose lately: older kernels tell no more than the pid.
-    oom: VecDeque<(BootNs, u32)>,
+    /// What the OOM killer chose lately.
+    oom: VecDeque<OomMark>,
     /// The pod whose processes were last seen in a network namespace, and since when.
     netns_pods: BTreeMap<u32, (BootNs, String)>,
     specs: Vec<SpecFact>,
@@ -250,16 +269,22 @@ impl History {
         (told == 0 || sk == 0 || told == sk).then_some(at)
     }
 
-    pub fn oom_victim(&mut self, at: BootNs, pid: u32) {
-        if self.oom.len() >= MAX_SIGNALS {
+    pub fn oom_victim(&mut self, event: EventId, at: BootNs, task: &Task) {
+        if self.oom.len() >= MAX_OOM {
             self.oom.pop_front();
         }
-        self.oom.push_back((at, pid));
+        self.oom.push_back(OomMark { event, at, task: task.clone() });
     }
 
     /// The OOM killer chose this process around `at`: its kill and its mark come within microseconds.
+    pub fn oom_mark(&self, key: &ProcKey, at: BootNs) -> Option<&OomMark> {
+        // A thread may be what is marked; older kernels tell no more than its pid.
+        let process = |t: &Task| if t.tgid == 0 { t.pid } else { t.tgid };
+        self.oom.iter().rev().find(|m| process(&m.task) == key.tgid && at.abs_diff(m.at) < 1_000_000_000)
+    }
+
     pub fn was_oom_victim(&self, key: &ProcKey, at: BootNs) -> bool {
-        self.oom.iter().any(|(t, pid)| *pid == key.tgid && at.abs_diff(*t) < 1_000_000_000)
+        self.oom_mark(key, at).is_some()
     }
 
     /// A process of this pod was seen in this network namespace.

@@ -170,7 +170,7 @@ impl Engine {
             EventKind::SignalGenerated(s) => self.world.history.signal(event.id, at, s),
             EventKind::Exited { task, code } => self.world.history.exit(event.id, at, task, *code),
             EventKind::ResetSent(r) => self.world.history.reset_sent(event.id, at, r),
-            EventKind::OomVictim { task } => self.world.history.oom_victim(at, task.pid),
+            EventKind::OomVictim { task } => self.world.history.oom_victim(event.id, at, task),
             EventKind::TcpState(s) => {
                 self.hz = self.hz.or_else(|| answer::hz(at, s.jiffies));
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {

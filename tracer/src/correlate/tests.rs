@@ -1,5 +1,6 @@
 //! Sequences made by hand, for what live runs seldom show: each is a way in which a careless rule would blame the wrong one.
 
+mod fpm_child;
 mod kube;
 mod said;
 mod sidecar;

@@ -5,7 +5,7 @@ use super::kube::Told;
 use super::server::Server;
 use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
-use crate::correlate::history::{ExitFact, Signal, Upstream, sig};
+use crate::correlate::history::{ExitFact, OomMark, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
 use crate::correlate::stops::Command;
 use crate::identity::{ExecRef, Place, Process, Role};
@@ -91,6 +91,18 @@ impl Chain {
         let how = ended(exit.code);
         let who = describe(&exit.task, view);
         self.push(exit.event, exit.at, "exit", rule, Some(process_ref(&exit.task, view)), format!("{who} {how}"));
+    }
+
+    /// The OOM killer's choice, which tells its kill from any other.
+    pub fn oom_mark(&mut self, mark: &OomMark, victim: &Task, view: &View) {
+        let text = format!("the kernel's OOM killer chose {}", describe(victim, view));
+        self.push(mark.event, mark.at, "oom-victim", "chosen-by-the-oom-killer", Some(process_ref(victim, view)), text);
+    }
+
+    /// A child that took the place of the one that ended: its master goes on.
+    pub fn replaced(&mut self, child: &Process, event: EventId, at: BootNs, view: &View) {
+        let text = format!("its master started another child, {}, in its place", child.key.tgid);
+        self.push(event, at, "fork", "replaced-by-its-master", Some(process_ref_of(child, view)), text);
     }
 
     pub fn listener_closed(&mut self, closed: &ListenerClosed, address: &str, view: &View) {
@@ -374,9 +386,12 @@ pub fn describe(task: &Task, view: &View) -> String {
         known => known.id().replace('-', " ").replace("php fpm", "php-fpm"),
     };
     let inside = matches!(view.table.place(task), Place::Container(_));
-    if inside && task.ns_pid != 0 && task.ns_pid != task.tgid {
-        format!("{name} {} (PID {} in its container)", task.tgid, task.ns_pid)
-    } else {
-        format!("{name} {}", task.tgid)
+    let pid = (inside && task.ns_pid != 0 && task.ns_pid != task.tgid)
+        .then(|| format!("PID {} in its container", task.ns_pid));
+    let pool = view.table.process(&task.key()).filter(|_| role == Role::PhpFpmChild).and_then(Process::pool);
+    let more: Vec<String> = pid.into_iter().chain(pool.map(|p| format!("pool {p}"))).collect();
+    match more.is_empty() {
+        true => format!("{name} {}", task.tgid),
+        false => format!("{name} {} ({})", task.tgid, more.join(", ")),
     }
 }

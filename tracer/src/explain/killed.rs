@@ -190,7 +190,7 @@ fn swallowed(stop: &Signal, until: BootNs, server: &Server, view: &View) -> Opti
 }
 
 /// Whose exit made the loss, and the end of the listener where that is the link between them.
-fn victim<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<(ProcKey, Option<Gone<'v>>)> {
+pub(super) fn victim<'v>(lost: &Lost, server: &Server, view: &'v View) -> Option<(ProcKey, Option<Gone<'v>>)> {
     let cut = lost.cut_in_flight() || matches!(lost.evidence, Evidence::LateData { .. });
     if cut {
         return server.process.filter(|_| server.exiting).map(|key| (key, None));

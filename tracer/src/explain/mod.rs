@@ -9,12 +9,14 @@ pub mod advice;
 pub mod chain;
 pub mod confidence;
 mod fpm;
+mod fpm_child;
 mod gone;
 mod incident;
 mod keepalive;
 mod killed;
 pub mod kube;
 mod nginx;
+mod oom;
 mod pod;
 mod precedence;
 mod prestop;
@@ -99,6 +101,11 @@ const RULES: &[Rule] = &[
     fpm::fast_shutdown,
     fpm::accept_queue,
     fpm::not_listening,
+    fpm_child::crashed,
+    fpm_child::killed,
+    fpm_child::terminate_timeout,
+    fpm_child::hard_timeout,
+    oom::killed,
     unix::listen_queue_full,
     unix::queue_full_while_stopping,
     unix::nobody_listens,

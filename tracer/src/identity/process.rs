@@ -182,6 +182,12 @@ impl Process {
             .any(|name| title.strip_prefix(name).is_some_and(|t| t.starts_with("worker process is shutting down")))
     }
 
+    /// The pool that a php-fpm child says it is of, as /proc showed its title (fpm_child_init()). Hostile.
+    pub fn pool(&self) -> Option<&str> {
+        let title = self.image.as_ref().filter(|i| i.from == ImageFrom::Proc)?.argv.first()?;
+        Some(title.strip_prefix("php-fpm: pool ")?.trim()).filter(|pool| !pool.is_empty())
+    }
+
     pub fn alive(&self) -> bool {
         self.exited.is_none()
     }

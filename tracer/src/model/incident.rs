@@ -51,6 +51,9 @@ ids! {
         FpmAcceptQueueDropped = "fpm-accept-queue-dropped", FpmNotListening = "fpm-not-listening",
         NginxNotListening = "nginx-not-listening", PrestopFailed = "prestop-failed",
         SidecarGoneFirst = "sidecar-gone-first", FpmListenQueueFull = "fpm-listen-queue-full",
+        FpmChildCrash = "fpm-child-crash", FpmChildKilled = "fpm-child-killed",
+        FpmRequestTerminateTimeout = "fpm-request-terminate-timeout", PhpHardTimeout = "php-hard-timeout",
+        OomKilled = "oom-killed",
         ClientAbort = "client-abort", EdgeTimeout = "edge-timeout", RequesterReset = "requester-reset",
         DeliberateClose = "deliberate-close", Unexplained = "unexplained",
     }

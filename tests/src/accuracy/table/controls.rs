@@ -10,7 +10,7 @@ use crate::scene::{Loads, pass};
 use crate::truth;
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGQUIT, SIGTERM};
 use std::time::Duration;
-use why502::model::incident::Cause::{KeepaliveRace, NginxFastShutdown, Unexplained};
+use why502::model::incident::Cause::{FpmChildCrash, KeepaliveRace, NginxFastShutdown};
 
 pub(super) const ALL: &[Scenario] = &[
     // php and nginx answer 502 by their own will.
@@ -114,8 +114,7 @@ pub(super) const ALL: &[Scenario] = &[
         },
         made: &[502],
         truth: |_, r, started| match r.outcome {
-            // No rule knows of crashes yet, so it must say that it does not know.
-            Outcome::HttpError { .. } => &[Unexplained],
+            Outcome::HttpError { .. } => &[FpmChildCrash],
             _ => truth::nginx_stop(true)(r, started),
         },
     },

@@ -12,7 +12,7 @@ const MS: u64 = 1_000_000;
 /// php-fpm's container is the pod's second one.
 const FPM_CGROUP: u64 = 46;
 
-fn fpm() -> Task {
+pub(super) fn fpm() -> Task {
     Task {
         tgid: 700,
         pid: 700,
@@ -25,12 +25,12 @@ fn fpm() -> Task {
     }
 }
 
-fn child(n: u32) -> Task {
+pub(super) fn child(n: u32) -> Task {
     Task { tgid: 700 + n, pid: 700 + n, ns_pid: 1 + n, ppid: 700, start_ns: 5 * S, ..fpm() }
 }
 
 /// The pod with a php-fpm of two children, whose path is known when `scanned`.
-fn pod(scanned: bool) -> Node {
+pub(super) fn pod(scanned: bool) -> Node {
     let mut node = Node::new();
     let id = "c".repeat(64);
     node.inputs.push(Input::Cgroup(CgroupFact {
@@ -80,15 +80,15 @@ fn refused(error: u32) -> EventKind {
 }
 
 impl Node {
-    fn inside(&mut self, at: u64, signal: u32, sender: Task, target: Task) -> &mut Self {
+    pub(super) fn inside(&mut self, at: u64, signal: u32, sender: Task, target: Task) -> &mut Self {
         let signal =
             SignalGenerated { signal, code: 0, si_pid: 1, info: SigInfo::Real, result: 0, group: true, sender, target };
         self.event(at, EventKind::SignalGenerated(signal))
     }
-    fn bytes(&mut self, at: u64, server_sk: u64, by: Task) -> &mut Self {
+    pub(super) fn bytes(&mut self, at: u64, server_sk: u64, by: Task) -> &mut Self {
         self.event(at, EventKind::UnixDropped(dropped(server_sk, by)))
     }
-    fn exits(&mut self, at: u64, t: Task, code: u32) -> &mut Self {
+    pub(super) fn exits(&mut self, at: u64, t: Task, code: u32) -> &mut Self {
         self.event(at, EventKind::Exited { task: exiting(t), code })
     }
     /// The whole php-fpm, in its order.
@@ -97,12 +97,12 @@ impl Node {
     }
 }
 
-fn only(said: &[Incident]) -> &Incident {
+pub(super) fn only(said: &[Incident]) -> &Incident {
     let [one] = said else { panic!("{said:#?}") };
     one
 }
 
-fn rules(i: &Incident) -> Vec<&str> {
+pub(super) fn rules(i: &Incident) -> Vec<&str> {
     i.chain.iter().map(|l| l.rule.as_str()).collect()
 }
 

@@ -11,7 +11,7 @@ const EDGE_KEEPALIVE_S: u64 = 60;
 /// Long enough for a busy client to send its next request, short against any grace period.
 const KEEPALIVE_MIN_S: u64 = 5;
 
-fn advice(id: &str, kind: &str, target: &str, change: &str, needs: &[&str], why: &str) -> Advice {
+pub(super) fn advice(id: &str, kind: &str, target: &str, change: &str, needs: &[&str], why: &str) -> Advice {
     Advice {
         id: id.into(),
         kind: kind.into(),
@@ -24,7 +24,7 @@ fn advice(id: &str, kind: &str, target: &str, change: &str, needs: &[&str], why:
     }
 }
 
-fn seconds(value: Option<u64>, advice: Advice) -> Advice {
+pub(super) fn seconds(value: Option<u64>, advice: Advice) -> Advice {
     Advice { value, unit: value.map(|_| "s".into()), ..advice }
 }
 

@@ -2,6 +2,7 @@
 //! computed from what was seen, and say so: one stop is a sample. tests/tests/advice.rs applies each set and plays the
 //! scenario again.
 
+mod child;
 mod items;
 
 use super::server::{Kind, Server};
@@ -248,6 +249,11 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::FpmNotListening if matches!(sub_cause, Some("crashed" | "exited")) => ended(true),
         Cause::FpmAcceptQueueDropped | Cause::FpmNotListening => fpm_outlives_nginx(f),
         Cause::FpmListenQueueFull => vec![item::max_children(), item::listen_backlog()],
+        Cause::FpmChildCrash => vec![child::find_the_crash(sub_cause == Some("exited"))],
+        Cause::FpmChildKilled => vec![child::leave_children_alone()],
+        Cause::FpmRequestTerminateTimeout => vec![child::terminate_timeout(f)],
+        Cause::PhpHardTimeout => vec![child::hard_timeout()],
+        Cause::OomKilled => child::memory(fpm),
         Cause::SupervisorStopOrder => {
             let order = [item::supervisor_priority(), item::stopwaitsecs(f)];
             [order.to_vec(), open_until_unused(f)].concat()
