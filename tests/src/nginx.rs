@@ -5,7 +5,7 @@ use crate::launch::Spec;
 use crate::net::listens;
 use crate::pod::{Container, Pid1, Pod};
 use anyhow::{Context, Result, anyhow};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fmt::Write as _;
@@ -20,7 +20,8 @@ pub fn binary() -> Result<PathBuf> {
 }
 
 /// Which addresses port 80 listens on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Listen {
     V4,
     V6,
@@ -145,7 +146,8 @@ pub struct Access {
 }
 
 /// What nginx's error log says about a request that it could not pass on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Upstream {
     /// Nobody listened: ECONNREFUSED or ENOENT.
     Refused,

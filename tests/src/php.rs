@@ -5,7 +5,7 @@ use crate::launch::Spec;
 use crate::net::listens;
 use crate::pod::{Container, Pid1, Pod};
 use anyhow::{Context, Result, anyhow};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -35,9 +35,35 @@ pub enum FpmListen {
     Unix,
 }
 
+/// When children are made: `pm`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Pool {
+    /// All of them at the start.
+    #[default]
+    Static,
+    /// All but one at the start, that one when none is idle.
+    Dynamic,
+    /// Each when a connection comes.
+    Ondemand,
+}
+
+impl Pool {
+    /// Its name in php-fpm's configuration.
+    pub fn id(self) -> &'static str {
+        match self {
+            Pool::Static => "static",
+            Pool::Dynamic => "dynamic",
+            Pool::Ondemand => "ondemand",
+        }
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct FpmConf {
     pub listen: FpmListen,
+    pub pool: Pool,
+    /// At most.
     pub children: u32,
     /// Seconds.
     pub process_control_timeout: u32,
@@ -54,6 +80,7 @@ impl Default for FpmConf {
     fn default() -> Self {
         Self {
             listen: FpmListen::Tcp(9000),
+            pool: Pool::Static,
             children: 4,
             process_control_timeout: 0,
             backlog: None,
@@ -67,8 +94,12 @@ impl Default for FpmConf {
 
 impl FpmConf {
     /// Children that are there before the first request.
-    fn at_start(&self) -> usize {
-        if self.pool_extra.contains("pm = ondemand") { 0 } else { self.children as usize }
+    pub(crate) fn at_start(&self) -> usize {
+        match self.pool {
+            Pool::Static => self.children as usize,
+            Pool::Dynamic => (self.children as usize).saturating_sub(1).max(1),
+            Pool::Ondemand => 0,
+        }
     }
 }
 
@@ -95,7 +126,7 @@ pub(crate) struct Files {
 }
 
 /// A line of the scripts' ledger.
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[derive(Clone, Debug, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Served {
     /// `start` or `end`.
     pub ev: String,
@@ -138,24 +169,29 @@ impl Files {
         ];
         Ok(Self { argv, program, log, address, ledger, listen })
     }
+
+    /// In the network namespace of this process.
+    pub(crate) fn listens(&self, pid: i32, conf: &FpmConf) -> bool {
+        match conf.listen {
+            FpmListen::Tcp(port) | FpmListen::Tcp6(port) => listens(pid, port),
+            FpmListen::Unix => Path::new(&self.listen).exists(),
+        }
+    }
 }
 
 impl Fpm {
     /// Writes the scripts to `www` and starts php-fpm; returns when all of its children are there.
     pub fn start(pod: &Pod, dir: &Dir, www: &Path, conf: &FpmConf) -> Result<Self> {
-        let Files { argv, program, log, address, ledger, listen } = Files::new(dir, www, conf)?;
-        let mut spec = Spec::new(conf.pid1.words().iter().map(OsString::from).chain(argv));
-        spec.log = Some(log.clone());
+        let files = Files::new(dir, www, conf)?;
+        let mut spec = Spec::new(conf.pid1.words().iter().map(OsString::from).chain(files.argv.iter().cloned()));
+        spec.log = Some(files.log.clone());
         let container = pod.start(spec)?;
-        let mut fpm = Self { container, log, program, address, ledger };
+        let (log, program, address) = (files.log.clone(), files.program.clone(), files.address.clone());
+        let mut fpm = Self { container, log, program, address, ledger: files.ledger.clone() };
         let pid = fpm.container.pid();
         let started = guard::wait("php-fpm", Duration::from_secs(20), || {
-            let listens = match conf.listen {
-                FpmListen::Tcp(port) | FpmListen::Tcp6(port) => listens(pid, port),
-                FpmListen::Unix => Path::new(&listen).exists(),
-            };
             let children = || fpm.container.master(&fpm.program).map_or(0, |m| fpm.container.children_of(m).len());
-            (listens && children() == conf.at_start()) || !fpm.container.running()
+            (files.listens(pid, conf) && children() == conf.at_start()) || !fpm.container.running()
         });
         if started.is_err() || !fpm.container.running() {
             let log = std::fs::read_to_string(&fpm.log).unwrap_or_default();
@@ -186,11 +222,23 @@ pub(crate) fn read_ledger(ledger: &Path) -> Result<Vec<Served>> {
 fn render(conf: &FpmConf, listen: &str) -> String {
     let (user, group) = unprivileged_user();
     let backlog = conf.backlog.map_or(String::new(), |b| format!("listen.backlog = {b}"));
+    let spare = match conf.pool {
+        Pool::Dynamic => format!(
+            "pm.start_servers = {}\npm.min_spare_servers = 1\npm.max_spare_servers = {}\n",
+            conf.at_start(),
+            conf.children
+        ),
+        Pool::Static | Pool::Ondemand => String::new(),
+    };
     format!(
         "[global]\ndaemonize = no\nerror_log = /proc/self/fd/2\nprocess_control_timeout = {}\n{}\n\
          [www]\nuser = {user}\ngroup = {group}\nlisten = {listen}\nlisten.mode = 0666\n{backlog}\n\
-         pm = static\npm.max_children = {}\n{}\n",
-        conf.process_control_timeout, conf.global_extra, conf.children, conf.pool_extra,
+         pm = {}\npm.max_children = {}\n{spare}{}\n",
+        conf.process_control_timeout,
+        conf.global_extra,
+        conf.pool.id(),
+        conf.children,
+        conf.pool_extra,
     )
 }
 

@@ -77,10 +77,11 @@ pub(crate) fn start(
     let nginx::Files { access_log, error_log, program, argv } = web;
     let mut server = Nginx { container, access_log, error_log, program, argv };
     // supervisord, two masters, and all that they start.
-    let wanted = 3 + nginx.workers as usize + fpm.children as usize;
+    let wanted = 3 + nginx.workers as usize + fpm.at_start();
     let pid = server.container.pid();
     let started = guard::wait("nginx and php-fpm under supervisord", Duration::from_secs(30), || {
-        let up = listens(pid, nginx.port) && server.container.cgroup.procs().len() == wanted;
+        let listen = listens(pid, nginx.port) && php.listens(pid, fpm);
+        let up = listen && server.container.cgroup.procs().len() == wanted;
         up || !server.container.running()
     });
     if started.is_err() || !server.container.running() {

@@ -13,7 +13,7 @@ use why502::model::incident::{Cause, Incident, Mechanism};
 use why502_tests::guard::{self, Dir, wait};
 use why502_tests::ledger::Comparison;
 use why502_tests::load::{Abort, Load, LoadConf, Outcome, Request, Shape};
-use why502_tests::php::{FpmConf, FpmListen};
+use why502_tests::php::{FpmConf, FpmListen, Pool};
 use why502_tests::scene::{Allowed, LIMIT, Loads, Over, Scene, Watch, keep};
 use why502_tests::site::{Site, SiteConf};
 use why502_tests::tracer::claims;
@@ -349,8 +349,8 @@ fn max_requests() -> Result<()> {
 
 #[test]
 fn ondemand_reaping() -> Result<()> {
-    let extra = "pm = ondemand\npm.process_idle_timeout = 1s";
-    let fpm = FpmConf { children: 6, pool_extra: extra.into(), ..FpmConf::default() };
+    let extra = "pm.process_idle_timeout = 1s";
+    let fpm = FpmConf { pool: Pool::Ondemand, children: 6, pool_extra: extra.into(), ..FpmConf::default() };
     let conf = |site: &Site| {
         // Bursts with pauses that are longer than a child is kept.
         let think = Duration::from_millis(2500);

@@ -2,22 +2,24 @@
 
 use super::dice::Dice;
 use crate::nginx::{Listen, NginxConf};
-use crate::php::{FpmConf, FpmListen};
+use crate::php::{FpmConf, FpmListen, Pool};
 use crate::pod::Pid1;
 use crate::site::SiteConf;
 use anyhow::{Result, bail};
+use serde::{Deserialize, Deserializer, Serialize, de};
 use std::fmt;
 use std::time::Duration;
 
 /// How nginx reaches php-fpm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Fastcgi {
     Tcp,
     Tcp6,
     Unix,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Layout {
     /// The client comes by IPv6.
     pub v6: bool,
@@ -32,13 +34,18 @@ pub struct Layout {
     pub workers: u32,
     /// A listening socket for each worker.
     pub reuseport: bool,
+    /// When php-fpm makes its children.
+    pub pool: Pool,
+    /// why502 has its probes in nginx as well. It is one why502 for all plays of a round.
+    pub uprobes: bool,
 }
 
 /// The names by which `--layout` asks for one side of a choice.
-pub const WORDS: &str = "v4, v6, tcp, tcp6, unix, one, two, tini, bare, keep-alive, per-request, reuseport, shared";
+pub const WORDS: &str = "v4, v6, tcp, tcp6, unix, one, two, tini, bare, keep-alive, per-request, reuseport, shared, static, \
+    dynamic, ondemand, uprobes, no-uprobes";
 
 /// The columns of the report: a side of every choice is in each play.
-pub const SIDES: [&str; 8] = [
+pub const SIDES: [&str; 15] = [
     "IPv4",
     "IPv6",
     "php by TCP",
@@ -47,7 +54,18 @@ pub const SIDES: [&str; 8] = [
     "one container, supervisord",
     "two, tini",
     "two, no tini",
+    "keep-alive",
+    "a connection per request",
+    "static pool",
+    "dynamic pool",
+    "ondemand pool",
+    "uprobes",
+    "no uprobes",
 ];
+
+/// Program names that dice choose from, beside their own.
+const NGINX: [&str; 4] = ["nginx-1.22", "openresty", "nginx-debug", "angie"];
+const PHP: [&str; 3] = ["php-fpm", "php-fpm83", "php82-fpm"];
 
 impl Layout {
     /// Taken in turn: every value of one choice meets every value of most others within 30 plays.
@@ -63,6 +81,8 @@ impl Layout {
             keep_alive: (n / 2).is_multiple_of(2),
             workers: 1 + u32::from(n / 3 % 2 == 1),
             reuseport: n % 7 == 5,
+            pool: [Pool::Static, Pool::Dynamic, Pool::Ondemand][(n / 5 % 3) as usize],
+            uprobes: true,
         }
     }
 
@@ -70,11 +90,12 @@ impl Layout {
         let mut layout = Self::nth(dice.between(0, 419));
         layout.keep_alive = dice.coin();
         layout.workers = 1 + u32::from(dice.coin());
+        layout.pool = dice.pick(&[Pool::Static, Pool::Dynamic, Pool::Ondemand]);
         layout
     }
 
     /// Its sides, as [`SIDES`] names them.
-    pub fn sides(&self) -> [&'static str; 3] {
+    pub fn sides(&self) -> [&'static str; 6] {
         let php = match self.fastcgi {
             Fastcgi::Tcp => SIDES[2],
             Fastcgi::Tcp6 => SIDES[3],
@@ -85,7 +106,13 @@ impl Layout {
             (false, true) => SIDES[6],
             (false, false) => SIDES[7],
         };
-        [SIDES[usize::from(self.v6)], php, containers]
+        let pool = match self.pool {
+            Pool::Static => SIDES[10],
+            Pool::Dynamic => SIDES[11],
+            Pool::Ondemand => SIDES[12],
+        };
+        let keep = SIDES[8 + usize::from(!self.keep_alive)];
+        [SIDES[usize::from(self.v6)], php, containers, keep, pool, SIDES[13 + usize::from(!self.uprobes)]]
     }
 
     /// One side of one choice, by its name: see [`WORDS`].
@@ -104,6 +131,11 @@ impl Layout {
             "per-request" => self.keep_alive = false,
             "reuseport" => self.reuseport = true,
             "shared" => self.reuseport = false,
+            "static" => self.pool = Pool::Static,
+            "dynamic" => self.pool = Pool::Dynamic,
+            "ondemand" => self.pool = Pool::Ondemand,
+            "uprobes" => self.uprobes = true,
+            "no-uprobes" => self.uprobes = false,
             _ => bail!("{word:?} is no layout: one of {WORDS}"),
         }
         Ok(())
@@ -131,12 +163,16 @@ impl fmt::Display for Layout {
         let family = if self.v6 { "v6" } else { "v4" };
         let keep = if self.keep_alive { "keep-alive" } else { "per-request" };
         let reuse = if self.reuseport { " reuseport" } else { "" };
-        write!(f, "{family}{listen}, {fastcgi}, {pid1}, {keep}, {} worker{reuse}", self.workers)
+        write!(f, "{family}{listen}, {fastcgi}, {pid1}, {keep}, {} worker{reuse}", self.workers)?;
+        if self.pool != Pool::Static {
+            write!(f, ", {}", self.pool.id())?;
+        }
+        if self.uprobes { Ok(()) } else { f.write_str(", no uprobes") }
     }
 }
 
 /// One play of a scenario: its layout and its numbers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Draw {
     /// Tells plays apart in outputs.
     pub n: u64,
@@ -145,7 +181,9 @@ pub struct Draw {
     pub pause: Option<u64>,
     /// Where a scenario has two ways, this is the second one.
     pub other: bool,
+    #[serde(default, deserialize_with = "a_name")]
     pub nginx_name: Option<&'static str>,
+    #[serde(default, deserialize_with = "a_name")]
     pub php_name: Option<&'static str>,
     pub port: u16,
     pub php_port: u16,
@@ -172,8 +210,10 @@ impl Draw {
     }
 
     pub fn drawn(n: u64, dice: &mut Dice) -> Self {
-        let nginx = [None, None, Some("nginx-1.22"), Some("openresty"), Some("nginx-debug"), Some("angie")];
-        let php = [None, None, Some("php-fpm"), Some("php-fpm83"), Some("php82-fpm")];
+        let or_its_own = |names: &[&'static str]| -> Vec<Option<&'static str>> {
+            [None, None].into_iter().chain(names.iter().copied().map(Some)).collect()
+        };
+        let (nginx, php) = (or_its_own(&NGINX), or_its_own(&PHP));
         Self {
             n,
             layout: Layout::drawn(dice),
@@ -212,9 +252,16 @@ impl Draw {
             Fastcgi::Unix => FpmListen::Unix,
         };
         let children = u32::try_from(children).unwrap_or(u32::MAX);
-        let fpm = FpmConf { listen, children, pid1, name: self.php_name, ..FpmConf::default() };
+        let fpm = FpmConf { listen, pool: layout.pool, children, pid1, name: self.php_name, ..FpmConf::default() };
         SiteConf { nginx, fpm: Some(fpm), supervised: layout.together, ..SiteConf::default() }
     }
+}
+
+/// One of the names that there are.
+fn a_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'static str>, D::Error> {
+    let Some(name) = Option::<String>::deserialize(from)? else { return Ok(None) };
+    let known = NGINX.iter().chain(&PHP).find(|known| **known == name);
+    known.copied().map(Some).ok_or_else(|| de::Error::custom(format!("no program is called {name:?} here")))
 }
 
 impl fmt::Display for Draw {
@@ -250,7 +297,19 @@ mod tests {
             assert!(layout.v6 || matches!(layout.listen, Listen::V4 | Listen::Mapped), "{layout}");
             texts.extend(layout.to_string().split(", ").map(String::from));
         }
-        for word in ["v4", "v4 mapped", "v6 dual", "v6 v6only", "tcp", "tcp6", "unix", "one container", "tini"] {
+        for word in [
+            "v4",
+            "v4 mapped",
+            "v6 dual",
+            "v6 v6only",
+            "tcp",
+            "tcp6",
+            "unix",
+            "one container",
+            "tini",
+            "dynamic",
+            "ondemand",
+        ] {
             assert!(texts.contains(word), "no play has {word}: {texts:?}");
         }
         assert!(texts.iter().any(|t| t.ends_with("2 worker reuseport")), "{texts:?}");

@@ -106,21 +106,27 @@ pub fn died_with_it(lost: &Lost, server: &Server, view: &View) -> Option<Finding
     let Evidence::Close { closer: Closer::Local | Closer::AcceptQueue, .. } = &lost.evidence else { return None };
     let local = lost.tcp()?.remote_ip.to_canonical().is_loopback();
     let process = server.process.filter(|_| local && server.kind == Kind::PhpFpm)?;
-    let over = |key: &ProcKey| {
-        let until = lost.at.saturating_add(SAME_MOMENT_NS);
+    let killed_until = |key: &ProcKey, until| {
         // One that ended by itself in the same moment had passed the failure on to its client.
         let killed = view.history.exit_of(key).is_some_and(|e| e.at <= until && e.code & 0x7f == sig::KILL);
         killed || view.history.signals_to(key).iter().any(|s| s.at <= until && s.what.signal == sig::KILL)
     };
+    let until = lost.at.saturating_add(SAME_MOMENT_NS);
     let killed = view.history.signals_to(&process).iter().any(|s| s.at <= lost.at && s.what.signal == sig::KILL);
-    let mut workers = view
+    let workers: Vec<ProcKey> = view
         .table
         .processes()
         .filter(|p| view.table.role(&p.key).role == Role::NginxWorker && view.table.same_container(&p.key, &process))
         // Those of before, which a reload has replaced, may still have been there.
         .filter(|p| p.exited.is_none_or(|e| e.at.saturating_add(SAME_MOMENT_NS) >= lost.at))
-        .peekable();
-    let all = killed && workers.peek().is_some() && workers.all(|p| over(&p.key));
+        .map(|p| p.key)
+        .collect();
+    // Workers that were killed before it passed nothing on any more, however php-fpm ended then.
+    let all = match workers.is_empty() {
+        true => false,
+        false if killed => workers.iter().all(|w| killed_until(w, until)),
+        false => workers.iter().all(|w| killed_until(w, lost.at)),
+    };
     let text = "the requesting nginx was killed with php-fpm, and its own connection tells of the request";
     all.then(|| finding(lost, server, view, Cause::ClientAbort, 0.9, text))
 }

@@ -2,6 +2,7 @@
 
 use crate::accuracy::Draw;
 use crate::load::LoadConf;
+use crate::php::Pool;
 use crate::scene::Loads;
 use crate::site::Site;
 use std::time::Duration;
@@ -20,6 +21,8 @@ pub(super) fn slow(d: &Draw, site: &Site, ms: u64) -> LoadConf {
     let mut conf = load(d, site, &format!("/slow.php?ms={ms}"), "slow");
     (conf.connections, conf.max_refused) = (d.slow, Some(REFUSED));
     conf.refused_pause = Duration::from_millis(50);
+    // An ondemand pool makes one child for connections that come at once, and the others wait for it.
+    conf.rate = (d.layout.pool == Pool::Ondemand).then_some(50.0);
     conf
 }
 

@@ -9,7 +9,7 @@ use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
 use crate::load::{Load, LoadConf, Progress, Request};
 use crate::nginx::Upstream;
-use crate::php::Fpm;
+use crate::php::{Fpm, Pool};
 use crate::scene::{Loads, Scene};
 use crate::site::{Site, SiteConf};
 use anyhow::{Context, Result};
@@ -52,7 +52,8 @@ pub(super) const ALL: &[Scenario] = &[
         name: "fpm-accept-queue-full",
         cause: Some(FpmAcceptQueueDropped),
         sub_cause: None,
-        fit: |d| d.layout.fastcgi = Fastcgi::Unix,
+        // Four children have to be there when the four requests come: the queue is short.
+        fit: |d| (d.layout.fastcgi, d.layout.pool) = (Fastcgi::Unix, Pool::Static),
         site: |d| {
             let mut site = d.site(4);
             if let Some(fpm) = &mut site.fpm {
