@@ -206,13 +206,18 @@ pub fn is_lost(r: &Request, made: &[u16]) -> bool {
     matches!(class(r, made), Class::Lost | Class::Made)
 }
 
+/// Nothing can be said about it: it was answered, or never meant to be.
+pub fn is_fine(r: &Request, made: &[u16]) -> bool {
+    class(r, made) == Class::Fine
+}
+
 pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Comparison {
     let mut result = Comparison::default();
     let mut by_ends: BTreeMap<(SocketAddr, SocketAddr), Vec<usize>> = BTreeMap::new();
     let mut made = Vec::new();
     let classes: Vec<Class> = requests.iter().map(|r| class(r, rules.made)).collect();
     for (i, (r, class)) in requests.iter().zip(&classes).enumerate() {
-        result.requests += usize::from(!matches!(r.outcome, Outcome::NoRequest { .. }));
+        result.requests += usize::from(r.asks());
         match class {
             Class::Lost | Class::Made => *result.lost.entry(r.outcome.name()).or_default() += 1,
             Class::Truncated => result.truncated += 1,

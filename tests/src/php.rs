@@ -191,7 +191,8 @@ impl Fpm {
         let pid = fpm.container.pid();
         let started = guard::wait("php-fpm", Duration::from_secs(20), || {
             let children = || fpm.container.master(&fpm.program).map_or(0, |m| fpm.container.children_of(m).len());
-            (files.listens(pid, conf) && children() == conf.at_start()) || !fpm.container.running()
+            // Where it is asked already, some are more.
+            (files.listens(pid, conf) && children() >= conf.at_start()) || !fpm.container.running()
         });
         if started.is_err() || !fpm.container.running() {
             let log = std::fs::read_to_string(&fpm.log).unwrap_or_default();

@@ -159,9 +159,14 @@ impl Watch {
 
     /// Before there is a site.
     pub fn at(recording: PathBuf, more: &[&str]) -> Result<Self> {
+        Self::by(&binary()?, recording, more)
+    }
+
+    /// This why502, and not the one that `WHY502_BIN` names.
+    pub fn by(why502: &Path, recording: PathBuf, more: &[&str]) -> Result<Self> {
         let args: Vec<&OsStr> =
             more.iter().map(OsStr::new).chain(["--record".as_ref(), recording.as_os_str()]).collect();
-        let tracer = Tracer::watch(&binary()?, &args)?;
+        let tracer = Tracer::watch(why502, &args)?;
         Ok(Self { tracer, recording })
     }
 }

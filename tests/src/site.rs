@@ -10,6 +10,7 @@ use crate::tun::{Trouble, Tun};
 use crate::{cgroup, net, supervised};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -74,7 +75,7 @@ pub trait Ground {
 }
 
 /// Addresses and namespaces of a site: other tests of this machine have incidents of their own.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Territory {
     pub ips: Vec<IpAddr>,
     pub netns: Vec<u32>,
@@ -211,6 +212,16 @@ impl Site {
     /// What the php scripts have written until now.
     pub fn served(&self) -> Result<Vec<Served>> {
         self.php.as_ref().map_or_else(|| Ok(Vec::new()), |p| php::read_ledger(&p.ledger))
+    }
+
+    /// Of all of its pods.
+    pub fn pod_uids(&self) -> Vec<String> {
+        let edge = self.edge.as_ref().map(|e| &e.pod);
+        [Some(&self.pod), edge, self.replica.as_ref().map(|r| &r.pod)]
+            .into_iter()
+            .flatten()
+            .map(|p| p.uid.clone())
+            .collect()
     }
 
     /// By which the incidents of this site are known, also when it is gone.

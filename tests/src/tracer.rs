@@ -35,11 +35,11 @@ pub struct Tracer {
     stderr: Lines,
 }
 
-/// An incident, and when its line was read, boot ns.
+/// An incident, and when its line was read, boot ns; of a replay nothing was.
 #[derive(Clone, Debug)]
 pub struct Heard {
     pub claim: Claim,
-    pub read: u64,
+    pub read: Option<u64>,
 }
 
 /// What it said until its end.
@@ -133,7 +133,7 @@ impl Tracer {
         *lines += new.len();
         let mut all = Vec::new();
         for (at, line) in new {
-            all.extend(parse(&[line])?.0.iter().map(|i| Heard { claim: i.into(), read: at }));
+            all.extend(parse(&[line])?.0.iter().map(|i| Heard { claim: i.into(), read: Some(at) }));
         }
         Ok(all)
     }

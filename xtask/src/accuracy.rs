@@ -1,5 +1,6 @@
 //! `cargo xtask accuracy`: how often why502 is right, scenario by scenario.
 
+use crate::sh;
 use anyhow::Result;
 
 #[derive(clap::Args)]
@@ -11,5 +12,10 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> Result<()> {
+    if args.rest.iter().any(|arg| arg.starts_with("--replay")) {
+        let mut runner = sh::cargo();
+        runner.args(["run", "--quiet", "--package", "why502-tests", "--bin", "why502-accuracy", "--"]);
+        return sh::run(runner.args(&args.rest));
+    }
     crate::demo::on_a_pod("accuracy", "why502-accuracy", &args.rest)
 }

@@ -94,6 +94,8 @@ pub struct Figures {
     pub layouts: BTreeMap<(Cause, &'static str), Count>,
     pub causes: BTreeMap<Cause, OfCause>,
     pub scenarios: BTreeMap<&'static str, OfScenario>,
+    /// By what the client saw of a lost request, and the mechanism that its verdict names.
+    pub mechanisms: BTreeMap<(String, &'static str), u64>,
     /// By confidence in hundredths: verdicts, and the right ones among them.
     pub calibration: BTreeMap<u32, (u64, u64)>,
     /// Incidents without a lost request, and those that name a pod which is not theirs.
@@ -178,13 +180,14 @@ impl Figures {
             *of.levels.entry(claim.level.id()).or_default() += 1;
             of.decided_after.push(claim.decided_after.saturating_sub(claim.last_fact_after));
             of.window = of.window.max(claim.decided_after);
-            if let Some(h) = heard.iter().find(|h| h.claim.id == claim.id) {
-                of.read_after.push(h.read.saturating_sub(claim.at + claim.last_fact_after));
+            if let Some(read) = heard.iter().find(|h| h.claim.id == claim.id).and_then(|h| h.read) {
+                of.read_after.push(read.saturating_sub(claim.at + claim.last_fact_after));
             }
         } else {
             *of.confused.entry(claim.cause.id()).or_default() += 1;
             self.causes.entry(claim.cause).or_default().false_claims += 1;
         }
+        *self.mechanisms.entry((r.outcome.name(), claim.mechanism.id())).or_default() += 1;
         self.calibrate(claim, right);
     }
 

@@ -6,7 +6,7 @@ use crate::php::{FpmConf, FpmListen, Pool};
 use crate::pod::Pid1;
 use crate::site::SiteConf;
 use anyhow::{Result, bail};
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
@@ -62,10 +62,6 @@ pub const SIDES: [&str; 15] = [
     "uprobes",
     "no uprobes",
 ];
-
-/// Program names that dice choose from, beside their own.
-const NGINX: [&str; 4] = ["nginx-1.22", "openresty", "nginx-debug", "angie"];
-const PHP: [&str; 3] = ["php-fpm", "php-fpm83", "php82-fpm"];
 
 impl Layout {
     /// Taken in turn: every value of one choice meets every value of most others within 30 plays.
@@ -181,9 +177,10 @@ pub struct Draw {
     pub pause: Option<u64>,
     /// Where a scenario has two ways, this is the second one.
     pub other: bool,
-    #[serde(default, deserialize_with = "a_name")]
+    /// Of drawn plays only; those that are kept as recordings are not drawn.
+    #[serde(skip)]
     pub nginx_name: Option<&'static str>,
-    #[serde(default, deserialize_with = "a_name")]
+    #[serde(skip)]
     pub php_name: Option<&'static str>,
     pub port: u16,
     pub php_port: u16,
@@ -210,10 +207,8 @@ impl Draw {
     }
 
     pub fn drawn(n: u64, dice: &mut Dice) -> Self {
-        let or_its_own = |names: &[&'static str]| -> Vec<Option<&'static str>> {
-            [None, None].into_iter().chain(names.iter().copied().map(Some)).collect()
-        };
-        let (nginx, php) = (or_its_own(&NGINX), or_its_own(&PHP));
+        let nginx = [None, None, Some("nginx-1.22"), Some("openresty"), Some("nginx-debug"), Some("angie")];
+        let php = [None, None, Some("php-fpm"), Some("php-fpm83"), Some("php82-fpm")];
         Self {
             n,
             layout: Layout::drawn(dice),
@@ -255,13 +250,6 @@ impl Draw {
         let fpm = FpmConf { listen, pool: layout.pool, children, pid1, name: self.php_name, ..FpmConf::default() };
         SiteConf { nginx, fpm: Some(fpm), supervised: layout.together, ..SiteConf::default() }
     }
-}
-
-/// One of the names that there are.
-fn a_name<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'static str>, D::Error> {
-    let Some(name) = Option::<String>::deserialize(from)? else { return Ok(None) };
-    let known = NGINX.iter().chain(&PHP).find(|known| **known == name);
-    known.copied().map(Some).ok_or_else(|| de::Error::custom(format!("no program is called {name:?} here")))
 }
 
 impl fmt::Display for Draw {

@@ -7,8 +7,9 @@ use super::series::{Order, Series, eyes};
 use super::table;
 use crate::guard;
 use crate::scene::Watch;
+use crate::tracer::binary;
 use anyhow::{Context, Result, ensure};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Plays a scenario `RUNS` times (2), each on another layout; `words` are of [`super::WORDS`]. In fewer than 20 runs a
 /// single request that was missed passes, see [`crate::ledger::Comparison::complaints_in`].
@@ -29,19 +30,24 @@ pub fn live(name: &str, words: &[&str]) -> Result<()> {
             println!("{name}: skipped: {why}");
             return Ok(());
         }
-        let mut watch = None;
-        let played = play(&[part], |sites| {
-            let eyes = eyes(sites[0].dir.path())?;
-            watch = Some(Watch::with(&sites[0], &eyes.each_ref().map(String::as_str))?);
-            Ok(())
-        })?;
-        let (Some(watch), Some(one)) = (watch, played.into_iter().next()) else { unreachable!("one part was played") };
+        let (one, watch) = beside(&binary()?, part)?;
         lost += one.lost();
         bad.extend(judged(&one, watch, runs)?.into_iter().map(|c| format!("run {run}: {c}")));
     }
     println!("{name}: {lost} lost requests in {runs} runs, {} deviations", bad.len());
     ensure!(bad.is_empty(), "{}", bad.join("\n"));
     Ok(())
+}
+
+/// Plays one part beside a why502 of its own, which is started when the site stands.
+pub(super) fn beside(why502: &Path, part: Part) -> Result<(Played, Watch)> {
+    let mut watch = None;
+    let played = play(&[part], |sites| {
+        let eyes = eyes(sites[0].dir.path())?;
+        watch = Some(Watch::by(why502, sites[0].dir.join("watch.rec"), &eyes.each_ref().map(String::as_str))?);
+        Ok(())
+    })?;
+    watch.and_then(|watch| Some((played.into_iter().next()?, watch))).context("one part was to be played")
 }
 
 fn judged(one: &Played, watch: Watch, runs: u64) -> Result<Vec<String>> {
@@ -66,7 +72,7 @@ pub fn drawn(plays: u64, seed: u64) -> Result<Figures> {
     let keep =
         std::env::var_os("RECORDINGS").map_or_else(|| std::env::temp_dir().join("why502-deviations"), PathBuf::from);
     let order = Order { drawn: plays, seed, together: true, keep, ..Order::default() };
-    let mut series = Series::new(&crate::tracer::binary()?, order)?;
+    let mut series = Series::new(&binary()?, order)?;
     series.run(|_| Ok(()))?;
     Ok(series.figures)
 }

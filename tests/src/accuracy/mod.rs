@@ -7,14 +7,17 @@
 //! play      one or several at the same moment
 //! figures   what the plays add up to; report: as text and as a page
 //! live      one scenario as a test
+//! recorded  plays that were kept, and their replay; cut: a recording without what is not of its site
 //! series    the runner: one why502 for a round of plays
 //! ```
 
+mod cut;
 mod dice;
 mod figures;
 mod layout;
 mod live;
 mod play;
+mod recorded;
 mod report;
 mod scenario;
 mod series;
@@ -26,7 +29,8 @@ pub use figures::{Figures, wilson};
 pub use layout::{Draw, Layout, SIDES, WORDS};
 pub use live::{drawn, live};
 pub use play::{Ledgers, Part, Played, play};
+pub use recorded::{Recorded, all as recordings, figures as replayed, kept, place, record, replay};
 pub use report::{REMARKS, Setting, page, text};
 pub use scenario::{Known, Marks, Scenario};
-pub use series::{Order, Series};
+pub use series::{Order, Series, is_of};
 pub use table::{all, named};

@@ -64,14 +64,16 @@ pub struct Ledgers {
     pub part: Part,
     pub requests: Vec<Request>,
     pub marks: Marks,
-    seen: HashSet<String>,
-    served: Vec<Served>,
-    upstream: BTreeMap<String, Upstream>,
-    territory: Territory,
+    pub(super) seen: HashSet<String>,
+    pub(super) served: Vec<Served>,
+    pub(super) upstream: BTreeMap<String, Upstream>,
+    pub(super) territory: Territory,
     /// Incidents of this part are of the time from the site's start to its end, boot ns.
     pub from: u64,
     pub to: u64,
-    pod: String,
+    pub(super) pod: String,
+    /// Requests beside these that were answered.
+    pub(super) answered: usize,
 }
 
 /// Starts the sites, then what watches them, then the load; acts on all of them at once.
@@ -124,7 +126,10 @@ impl Played {
     pub fn ledgers(self, from: u64) -> Result<(Ledgers, Site)> {
         let Self { part, over: Over { site, requests }, marks, served, upstream } = self;
         let (seen, territory, pod) = (site.started_scripts()?, site.territory(), site.pod.uid.clone());
-        Ok((Ledgers { part, requests, marks, seen, served, upstream, territory, from, to: u64::MAX, pod }, site))
+        Ok((
+            Ledgers { part, requests, marks, seen, served, upstream, territory, from, to: u64::MAX, pod, answered: 0 },
+            site,
+        ))
     }
 }
 
@@ -163,7 +168,9 @@ impl Ledgers {
         let allowed = |r: &Request, started: bool| (self.part.scenario.truth)(&known, r, started);
         let rules = Rules { made: self.part.scenario.made, seen: self.seen.clone(), allowed: &allowed };
         let claims: Vec<_> = heard.iter().map(|h| h.claim.clone()).collect();
-        ledger::compare(&self.requests, &claims, &rules)
+        let mut result = ledger::compare(&self.requests, &claims, &rules);
+        result.requests += self.answered;
+        result
     }
 
     /// Incidents that name a pod which is not this one.

@@ -2,7 +2,8 @@
 
 use super::figures::{Count, Figures, OfCause, percentile, wilson};
 use super::layout::SIDES;
-use super::table::named;
+use super::table::{all, named};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 use why502::model::incident::Cause;
@@ -18,6 +19,8 @@ pub struct Setting {
     pub php: String,
     pub seed: Option<u64>,
     pub took: Duration,
+    /// So many lost requests are wanted of each cause.
+    pub least: u64,
 }
 
 fn percent(hits: u64, n: u64) -> String {
@@ -53,7 +56,7 @@ pub fn page(figures: &Figures, drawn: &Figures, setting: &Setting) -> String {
         figures.plays,
         took.as_secs().div_ceil(60)
     );
-    out += &text(figures);
+    out += &text(figures, setting.least);
     if drawn.plays > 0 {
         out.push_str("## Shuffled plays alone\n\n");
         totals(&mut out, drawn);
@@ -63,12 +66,13 @@ pub fn page(figures: &Figures, drawn: &Figures, setting: &Setting) -> String {
     out
 }
 
-/// The tables alone.
-pub fn text(figures: &Figures) -> String {
+/// The tables alone; `least`: so many lost requests are wanted of each cause.
+pub fn text(figures: &Figures, least: u64) -> String {
     let mut out = String::new();
     totals(&mut out, figures);
     out.push_str("## Per cause\n\n");
     causes(&mut out, figures);
+    short(&mut out, figures, least);
     provoked(&mut out, figures);
     confusion(&mut out, figures);
     layouts(&mut out, figures);
@@ -158,6 +162,15 @@ fn confusion(out: &mut String, f: &Figures) {
         let confused = if confused.is_empty() { "–".into() } else { confused };
         let _ = writeln!(out, "| `{cause}` | {confused} | {mechanisms} | {subs} |");
     }
+    out.push_str("\nWhat the client saw of a lost request, and the mechanism that its verdict names:\n\n| seen | verdicts | mechanisms |\n|---|--:|---|\n");
+    let mut seen: BTreeMap<&str, Vec<(&str, &u64)>> = BTreeMap::new();
+    for ((outcome, mechanism), n) in &f.mechanisms {
+        seen.entry(outcome).or_default().push((mechanism, n));
+    }
+    for (outcome, of) in seen {
+        let sum: u64 = of.iter().map(|(_, n)| **n).sum();
+        let _ = writeln!(out, "| {outcome} | {sum} | {} |", counts(of));
+    }
     out.push('\n');
 }
 
@@ -182,13 +195,97 @@ fn latency(out: &mut String, f: &Figures) {
 }
 
 fn calibration(out: &mut String, f: &Figures) {
-    out.push_str("## Calibration\n\nOf the verdicts of each confidence, how many were right.\n\n| confidence | verdicts | right | share (95% lower bound) |\n|--:|--:|--:|--:|\n");
-    for (confidence, (n, right)) in f.calibration.iter().rev() {
-        let value = f64::from(*confidence) / 100.0;
-        let _ = writeln!(out, "| {value:.2} | {n} | {right} | {} |", percent(*right, *n));
+    out.push_str("## Calibration\n\nOf the verdicts of each confidence, how many were right; [confidence](confidence.md) says what the number\nis made of. Calibrated means: no bin is right less often than it says (`unexplained` says nothing). Verdicts about no lost\nrequest count as wrong.\n\n| confidence | verdicts | right | share (95% bounds) | |\n|--:|--:|--:|--:|---|\n");
+    for (bin, low, high) in BINS {
+        let (n, right) = f.calibration.range(low..high).fold((0, 0), |sum, (_, of)| (sum.0 + of.0, sum.1 + of.1));
+        let note = match wilson(right, n) {
+            _ if n == 0 => "none given",
+            _ if low == 0 => "",
+            (_, most) if most < f64::from(low) / 100.0 => "**claims too much**",
+            _ => "holds",
+        };
+        let _ = writeln!(out, "| {bin} | {n} | {right} | {} | {note} |", between(right, n));
     }
     let (n, right) = f.from_confidence(95);
-    let _ = writeln!(out, "| **≥ 0.95** | {n} | {right} | {} |\n", percent(right, n));
+    let _ = writeln!(out, "| **≥ 0.95** | {n} | {right} | {} | {} |\n", between(right, n), claim(n, right));
+    curve(out, f);
+}
+
+/// The claim: of the verdicts that are given as certain, 99% and more are right.
+fn claim(n: u64, right: u64) -> &'static str {
+    match right as f64 >= 0.99 * n as f64 {
+        _ if n == 0 => "none given",
+        true => "the claim of 99% holds",
+        false => "**below the claim of 99%**",
+    }
+}
+
+/// Each value that was given: `o` is the share that was right, `|` the lower bound of it, `+` what the number says.
+fn curve(out: &mut String, f: &Figures) {
+    const WIDTH: usize = 50;
+    let column = |share: f64| (share.clamp(0.0, 1.0) * WIDTH as f64).round() as usize;
+    out.push_str("Each value that was given: `o` the share that was right, `|` its lower bound, `+` what the value says.\n\n```\n");
+    for (confidence, (n, right)) in f.calibration.range(1..).rev() {
+        let mut line = vec![' '; WIDTH + 1];
+        line[column(f64::from(*confidence) / 100.0)] = '+';
+        line[column(wilson(*right, *n).0)] = '|';
+        line[column(*right as f64 / *n as f64)] = 'o';
+        let line: String = line.into_iter().collect();
+        let _ = writeln!(out, "{:.2} {line} {right} of {n}", f64::from(*confidence) / 100.0);
+    }
+    let _ = writeln!(out, "     0%{:>w$}\n```\n", "100%", w = WIDTH - 1);
+}
+
+fn between(hits: u64, n: u64) -> String {
+    if n == 0 {
+        return "–".into();
+    }
+    let (low, high) = wilson(hits, n);
+    format!("{:.1}% ({:.1} to {:.1}%)", 100.0 * hits as f64 / n as f64, 100.0 * low, 100.0 * high)
+}
+
+/// Hundredths, from and below.
+const BINS: [(&str, u32, u32); 7] = [
+    ("0.99 and 1", 99, 101),
+    ("0.97 and 0.98", 97, 99),
+    ("0.95 and 0.96", 95, 97),
+    ("0.90 to 0.94", 90, 95),
+    ("0.70 to 0.89 (likely)", 70, 90),
+    ("0.01 to 0.69 (possible)", 1, 70),
+    ("0 (unexplained)", 0, 1),
+];
+
+/// What a cause lacks of the figures that are wanted.
+fn short(out: &mut String, f: &Figures, least: u64) {
+    let _ = writeln!(
+        out,
+        "## What falls short\n\nWanted: no cause below 97% in precision or recall, and {least} lost requests of each. Reasons are in the remarks.\n"
+    );
+    let mut lines = Vec::new();
+    for (cause, c) in &f.causes {
+        for (what, (hits, n)) in [("precision", c.precision()), ("recall", c.recall())] {
+            if n > 0 && (hits as f64) < 0.97 * n as f64 {
+                lines.push(format!("`{cause}`: {what} {}", percent(hits, n)));
+            }
+        }
+    }
+    for cause in all().iter().filter_map(|s| s.cause).collect::<BTreeSet<_>>() {
+        let lost = f.causes.get(&cause).map_or(0, |c| c.lost);
+        if lost < least {
+            lines.push(format!("`{cause}`: {lost} lost requests"));
+        }
+    }
+    let judged = |c: &&Cause| !c.not_the_server() && **c != Cause::Unexplained;
+    let provoked: BTreeSet<Cause> = all().iter().filter_map(|s| s.cause).collect();
+    let never = Cause::ALL.iter().filter(judged).filter(|c| !provoked.contains(c) && !f.causes.contains_key(c));
+    lines.extend(never.map(|c| format!("`{c}`: no scenario provokes it")));
+    if lines.is_empty() {
+        lines.push("Nothing.".into());
+    }
+    lines.iter().for_each(|line| {
+        let _ = writeln!(out, "- {line}");
+    });
+    out.push('\n');
 }
 
 fn scenarios(out: &mut String, f: &Figures) {
@@ -257,13 +354,17 @@ mod tests {
         figures.causes.insert(Cause::QuitThenTerm, of);
         figures.causes.insert(Cause::ClientAbort, OfCause { false_claims: 1, ..OfCause::default() });
         figures.calibration.insert(99, (199, 199));
-        let text = text(&figures);
+        let text = text(&figures, 200);
         assert!(
             text.contains("| `quit-then-term` | 200 | 180 | 199 | 1 | 0 | 100.0% (≥ 98.1%) | 99.5% (≥ 97.2%) |"),
             "{text}"
         );
         assert!(text.contains("| `client-abort` | 0 | 0 | 0 | 0 | 1 | 0.0% (≥ 0.0%) | – |"), "{text}");
         assert!(text.contains("| `quit-then-term` | 700 | 700 | – | – | 0 |"), "{text}");
-        assert!(text.contains("| **≥ 0.95** | 199 | 199 |"), "{text}");
+        assert!(
+            text.contains("| **≥ 0.95** | 199 | 199 | 100.0% (98.1 to 100.0%) | the claim of 99% holds |"),
+            "{text}"
+        );
+        assert!(text.contains("- `client-abort`: precision 0.0%") && !text.contains("- `quit-then-term`"));
     }
 }

@@ -30,11 +30,20 @@ pub struct Scenario {
 
 /// Times that the harness itself took while it acted: truth may rest on them.
 #[derive(Debug, Default)]
-pub struct Marks(Mutex<BTreeMap<&'static str, u64>>);
+pub struct Marks(Mutex<BTreeMap<String, u64>>);
 
 impl Marks {
+    pub fn of(marks: BTreeMap<String, u64>) -> Self {
+        Self(Mutex::new(marks))
+    }
+
     pub fn set(&self, name: &'static str) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name, boot_ns());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), boot_ns());
+    }
+
+    /// CLOCK_BOOTTIME, ns.
+    pub fn all(&self) -> BTreeMap<String, u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// CLOCK_BOOTTIME, ns.

@@ -72,17 +72,19 @@ const ROUND: u64 = 40;
 /// No verdict takes longer; what is missing then is judged at the end of the round.
 const VERDICTS: Duration = Duration::from_secs(4);
 
+/// One of these names, or of these causes; without any every scenario is.
+pub fn is_of(scenario: &Scenario, only: &[String]) -> bool {
+    let named = |o: &String| o == scenario.name || scenario.cause.is_some_and(|c| o == c.id());
+    only.is_empty() || only.iter().any(named)
+}
+
 /// What happens at one moment.
 type Cast = Vec<Part>;
 
 impl Series {
     /// Those of these names or causes; without any all of them.
     pub fn scenarios(only: &[String]) -> Result<Vec<&'static Scenario>> {
-        let wanted = |s: &&Scenario| {
-            let names = only.iter().any(|o| o == s.name || s.cause.is_some_and(|c| o == c.id()));
-            only.is_empty() || names
-        };
-        let chosen: Vec<_> = table::all().into_iter().filter(wanted).collect();
+        let chosen: Vec<_> = table::all().into_iter().filter(|s| is_of(s, only)).collect();
         if chosen.is_empty() {
             let all: Vec<_> = table::all().iter().map(|s| s.name).collect();
             bail!("no scenario is called {}; there are {}", only.join(", "), all.join(", "));
@@ -279,7 +281,7 @@ impl Series {
     ) -> Result<()> {
         // What it said between the last look and its end.
         for incident in said.incidents.iter().skip(heard.len()) {
-            heard.push(Heard { claim: incident.into(), read: boot_ns() });
+            heard.push(Heard { claim: incident.into(), read: Some(boot_ns()) });
         }
         for (one, beside) in all {
             let mine = one.mine(heard);

@@ -1,11 +1,11 @@
 //! How often why502 is right: plays every scenario with real nginx and php-fpm, and prints the figures.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Duration;
-use why502_tests::accuracy::{Figures, Order, REMARKS, Series, Setting, WORDS, new_seed, page, text};
+use why502_tests::accuracy::{self, Figures, Order, REMARKS, Series, Setting, WORDS, new_seed, page, text};
 use why502_tests::guard;
 
 #[derive(Parser)]
@@ -26,6 +26,12 @@ struct Args {
     /// So many drawn plays; without it as many as there are others
     #[arg(long, value_name = "PLAYS", requires = "shuffle")]
     draws: Option<u64>,
+    /// Replay the plays that the repository keeps, or those of a directory; needs neither root nor servers
+    #[arg(long, value_name = "DIR", num_args = 0..=1, conflicts_with_all = ["runs", "shuffle", "at_least", "record"])]
+    replay: Option<Option<PathBuf>>,
+    /// Play each scenario once and keep it in this directory for --replay, in the place of what is kept there of it
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["runs", "shuffle", "at_least"])]
+    record: Option<PathBuf>,
     /// Only these scenarios, or those of these causes
     #[arg(long, value_name = "SCENARIO|CAUSE")]
     only: Vec<String>,
@@ -56,11 +62,18 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(dir) = &args.replay {
+        return ended(replay(&args, dir.clone().unwrap_or_else(accuracy::place)));
+    }
     if let Some(why) = guard::why_not_live() {
         eprintln!("why502-accuracy: cannot run here: {why}");
         return ExitCode::FAILURE;
     }
-    match guard::catch_interrupts().and_then(|()| run(&args)) {
+    ended(guard::catch_interrupts().and_then(|()| run(&args)))
+}
+
+fn ended(result: Result<bool>) -> ExitCode {
+    match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(e) => {
@@ -75,6 +88,9 @@ fn run(args: &Args) -> Result<bool> {
         Some(path) => path.clone(),
         None => why502_tests::launch::sibling("why502").context("--why502 PATH names it")?,
     };
+    if let Some(dir) = &args.record {
+        return record(&why502, dir, &args.only);
+    }
     let seed = args.shuffle.map(|seed| seed.unwrap_or_else(new_seed));
     if let Some(seed) = seed {
         println!("seed {seed}");
@@ -93,14 +109,49 @@ fn run(args: &Args) -> Result<bool> {
     };
     let mut series = Series::new(&why502, order)?;
     // Of the start: the report itself changes the checkout.
-    let mut setting = setting(seed)?;
+    let mut setting = Setting { least: args.at_least, ..setting(seed)? };
     let done = series.run(|series| {
         setting.took = series.took;
         args.report.iter().try_for_each(|file| write(file, series, &setting))
     });
-    println!("\n{}", text(&series.figures));
+    println!("\n{}", text(&series.figures, args.at_least));
     done?;
     Ok(good_enough(&series.figures, args))
+}
+
+/// The same figures as of live plays, of the recordings.
+fn replay(args: &Args, dir: PathBuf) -> Result<bool> {
+    let all = accuracy::recordings(&dir)?;
+    let all: Vec<_> = all.into_iter().filter(|one| accuracy::is_of(one.ledgers.part.scenario, &args.only)).collect();
+    ensure!(!all.is_empty(), "{} has no such recording", dir.display());
+    let figures = accuracy::replayed(&all);
+    println!("{}", text(&figures, 0));
+    figures.deviations.iter().for_each(|line| println!("DEVIATION {line}"));
+    Ok(good_enough(&figures, args))
+}
+
+/// What cannot be kept is said, and the others are.
+fn record(why502: &Path, dir: &Path, only: &[String]) -> Result<bool> {
+    let mut failed = 0;
+    for scenario in Series::scenarios(only)? {
+        let part = accuracy::kept(scenario);
+        if let Some(why) = part.why_not() {
+            println!("{part}: skipped: {why}");
+            continue;
+        }
+        let turn = guard::turn()?;
+        let kept = accuracy::record(why502, part.clone(), dir);
+        drop(turn);
+        match kept {
+            Ok(said) => println!("{part}: {said}"),
+            Err(e) if !guard::interrupted() => {
+                println!("{part}: not kept: {e:#}");
+                failed += 1;
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(failed == 0)
 }
 
 /// After each round: an interrupted series has its figures as well. What people wrote below stays.
@@ -159,5 +210,6 @@ fn setting(seed: Option<u64>) -> Result<Setting> {
         php: php.split(" (").next().unwrap_or(&php).to_string(),
         seed,
         took: Duration::ZERO,
+        least: 0,
     })
 }

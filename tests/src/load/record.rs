@@ -83,6 +83,11 @@ pub struct Request {
 }
 
 impl Request {
+    /// It is one, and not a connection that was to carry none.
+    pub fn asks(&self) -> bool {
+        !matches!(self.outcome, Outcome::NoRequest { .. })
+    }
+
     /// On a connection that had not answered anything before.
     pub fn fresh(&self) -> bool {
         self.answered_before == 0
