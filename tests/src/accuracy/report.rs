@@ -47,7 +47,7 @@ pub const REMARKS: &str = "## Remarks";
 pub fn page(figures: &Figures, drawn: &Figures, setting: &Setting) -> String {
     let mut out = String::new();
     let _ = write!(out, "{HEAD}");
-    let Setting { kernel, commit, date, nginx, php, seed, took } = setting;
+    let Setting { kernel, commit, date, nginx, php, seed, took, least } = setting;
     let seed = seed.map_or(String::new(), |seed| format!(", the last {} drawn with seed {seed}", drawn.plays));
     let _ = writeln!(
         out,
@@ -56,7 +56,7 @@ pub fn page(figures: &Figures, drawn: &Figures, setting: &Setting) -> String {
         figures.plays,
         took.as_secs().div_ceil(60)
     );
-    out += &text(figures, setting.least);
+    out += &text(figures, *least);
     if drawn.plays > 0 {
         out.push_str("## Shuffled plays alone\n\n");
         totals(&mut out, drawn);
