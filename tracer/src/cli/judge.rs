@@ -23,6 +23,7 @@ impl Judge {
     pub(super) fn conclude(&self, summary: &mut Summary) {
         let tally = self.engine.tally();
         summary.other_servers = tally.other_servers;
+        summary.passed_on = tally.passed_on;
         summary.lost("engine", "evicted", tally.evicted);
     }
 }

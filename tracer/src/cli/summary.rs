@@ -21,6 +21,8 @@ pub(super) struct Summary {
     pub(super) strange_resets: u64,
     /// Closes of servers that no rule knows.
     pub(super) other_servers: u64,
+    /// Attempts of nginx that failed and were repeated on another server.
+    pub(super) passed_on: u64,
 }
 
 impl Summary {
@@ -73,6 +75,9 @@ impl Summary {
             }
             if self.other_servers > 0 {
                 line.push_str(&format!("; not judged, neither nginx nor php-fpm: {}", self.other_servers));
+            }
+            if self.passed_on > 0 {
+                line.push_str(&format!("; failed attempts that nginx repeated elsewhere: {}", self.passed_on));
             }
             lines.push(line);
         }

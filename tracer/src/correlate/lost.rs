@@ -1,14 +1,18 @@
 //! A lost request as the kernel showed it, before anybody asks why.
 
 use super::answer::{Clause, Closer};
+use super::nginx::Failed;
 use crate::identity::FoundBy;
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task, TcpState, Tuple, UnixDropped, UnixRefused};
 use crate::model::incident::{Mechanism, Outcome};
 
-/// What connect(2) fails with on AF_UNIX, include/uapi/asm-generic/errno-base.h and errno.h.
+/// What connect(2) fails with, include/uapi/asm-generic/errno-base.h and errno.h.
 pub mod errno {
     pub const NOENT: u32 = 2;
     pub const AGAIN: u32 = 11;
+    pub const PIPE: u32 = 32;
+    pub const CONNRESET: u32 = 104;
+    pub const TIMEDOUT: u32 = 110;
     pub const CONNREFUSED: u32 = 111;
 }
 
@@ -43,19 +47,26 @@ pub enum Conn {
         /// The server's socket, or the event where there is none: names the connection.
         id: u64,
     },
+    /// nginx's connection to its client, which is not known: only what nginx said is.
+    Hidden {
+        /// nginx's.
+        netns: u32,
+        /// The event: names the loss.
+        id: u64,
+    },
 }
 
 impl Lost {
     pub fn tcp(&self) -> Option<&Tuple> {
         match &self.conn {
             Conn::Tcp(tuple) => Some(tuple),
-            Conn::Unix { .. } => None,
+            Conn::Unix { .. } | Conn::Hidden { .. } => None,
         }
     }
     pub fn netns(&self) -> u32 {
         match &self.conn {
             Conn::Tcp(tuple) => tuple.netns,
-            Conn::Unix { netns, .. } => *netns,
+            Conn::Unix { netns, .. } | Conn::Hidden { netns, .. } => *netns,
         }
     }
     /// What listened, for sentences: `port 80`, `unix:/run/php.sock`.
@@ -63,6 +74,7 @@ impl Lost {
         match &self.conn {
             Conn::Tcp(tuple) => format!("port {}", tuple.local_port),
             Conn::Unix { path, .. } => format!("unix:{path}"),
+            Conn::Hidden { .. } => "a connection that is not known".into(),
         }
     }
     /// A process had the connection, and ended it without an answer.
@@ -127,6 +139,27 @@ pub enum Evidence {
     UnixClose { dropped: Box<UnixDropped>, thrown: Option<Thrown> },
     /// An AF_UNIX connect failed; `found`: how its server was told, `full_since`: since when its queue is full.
     UnixRefused { what: Box<UnixRefused>, found: Option<FoundBy>, full_since: Option<BootNs> },
+    /// nginx answered with an error page, for a reason that no kernel knows.
+    ErrorMade(Box<ErrorMade>),
+}
+
+/// A request that failed in nginx alone.
+#[derive(Clone, Debug)]
+pub struct ErrorMade {
+    pub status: u32,
+    pub own: Own,
+    pub failed: Failed,
+}
+
+/// Reasons of nginx's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Own {
+    /// The upstream answered with what nginx does not take; the sub_cause.
+    Invalid(&'static str),
+    /// All servers of the upstream are left alone because they failed: nginx asked none of them.
+    NoLive,
+    /// The upstream has no address.
+    Unresolved,
 }
 
 /// The end at which a refused connection was seen.

@@ -5,6 +5,7 @@ pub mod answer;
 pub mod detect;
 pub mod history;
 pub mod lost;
+pub mod nginx;
 pub mod pods;
 pub mod sources;
 pub mod stops;
@@ -20,6 +21,7 @@ use crate::model::{Input, Output};
 use answer::Closer;
 use history::{History, LossWindow, Upstream};
 use lost::{Evidence, Lost};
+use nginx::{Nginx, Upshot};
 use pods::Pods;
 use sources::Sources;
 use std::collections::{BTreeMap, VecDeque};
@@ -47,6 +49,8 @@ pub struct Tally {
     pub not_the_server: u64,
     /// Closes of servers that are neither nginx nor php-fpm, which no rule knows.
     pub other_servers: u64,
+    /// Attempts of nginx that failed, and that it repeated elsewhere: their requests are not lost.
+    pub passed_on: u64,
     /// Facts dropped to keep memory bounded.
     pub evicted: u64,
 }
@@ -61,6 +65,7 @@ struct World {
     stops: Stops,
     sources: Sources,
     pods: Pods,
+    nginx: Nginx,
 }
 
 impl World {
@@ -71,6 +76,7 @@ impl World {
             stops: &self.stops,
             sources: &self.sources,
             pods: &self.pods,
+            nginx: &self.nginx,
             started: self.started.as_ref(),
             ready: self.ready,
             clock: &self.clock,
@@ -103,6 +109,7 @@ impl Engine {
                 stops: Stops::default(),
                 sources: Sources::default(),
                 pods: Pods::default(),
+                nginx: Nginx::default(),
             },
             hz: None,
             pending: VecDeque::new(),
@@ -184,6 +191,7 @@ impl Engine {
             _ => {}
         }
         self.world.stops.observe(event, &self.world.table, &self.world.history);
+        let of_nginx = self.world.nginx.observe(event);
         let World { table, history, started, .. } = &mut self.world;
         let lost = match &event.kind {
             EventKind::UnixDropped(d) => self.unix.dropped(event, d, table, history, &mut self.pending),
@@ -192,14 +200,17 @@ impl Engine {
             }
             _ => detect::detect(event, table, history, self.hz),
         };
-        let Some(lost) = lost else { return };
+        let Some(lost) = lost.or(of_nginx) else { return };
         if let (Evidence::Close { closer: Closer::PeerFin | Closer::PeerReset, .. }, Some(server)) =
             (&lost.evidence, &lost.server)
         {
             self.world.history.client_left(lost.event, at, server.key);
         }
-        let master = explain::server::of(&lost, &self.world.view()).master;
-        self.world.stops.lost(master, &lost);
+        let server = explain::server::of(&lost, &self.world.view());
+        self.world.stops.lost(server.master, &lost);
+        if server.kind == explain::server::Kind::PhpFpm {
+            self.world.nginx.attempt(&lost);
+        }
         self.pending.push_back(lost);
         if self.pending.len() > MAX_PENDING
             && let Some(lost) = self.pending.pop_front()
@@ -295,6 +306,17 @@ impl Engine {
         }
         let stop = self.world.stops.of(server.master, lost.at);
         let incident = explain::explain(lost, &view, decided_at, stop.as_deref());
+        if server.kind == explain::server::Kind::PhpFpm {
+            let upshot = explain::upshot(lost, &view);
+            let passed_on = matches!(upshot, Upshot::PassedOn { .. });
+            if let Some(nginx) = upshot.nginx().map(|task| task.ppid) {
+                self.world.nginx.decided(nginx, lost, incident.cause, incident.sub_cause.as_deref());
+            }
+            if passed_on {
+                self.tally.passed_on += 1;
+                return;
+            }
+        }
         if incident.cause.not_the_server() {
             self.tally.not_the_server += 1;
             if !self.options.include_not_the_server {

@@ -2,6 +2,7 @@
 
 mod fpm_child;
 mod kube;
+mod nginx;
 mod said;
 mod sidecar;
 mod stops;

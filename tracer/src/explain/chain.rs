@@ -6,7 +6,8 @@ use super::server::Server;
 use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, OomMark, Signal, Upstream, sig};
-use crate::correlate::lost::{Conn, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
+use crate::correlate::lost::{Conn, ErrorMade, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
+use crate::correlate::nginx::{Failed, Page};
 use crate::correlate::stops::Command;
 use crate::identity::{ExecRef, Place, Process, Role};
 use crate::model::event::{BootNs, Cited, EventId, ProcKey, ResetSent, Task};
@@ -19,6 +20,7 @@ const LINKS_MAX: usize = 16;
 /// Rules of links that are told beside the explanation begin so: nothing follows from them.
 const BESIDE: &str = "beside-";
 pub const BESIDE_FAILED_COMMAND: &str = "beside-failed-command";
+const BESIDE_PAGE: &str = "beside-nginx-answered";
 /// Likewise: what shows that the whole pod is being stopped.
 pub const BESIDE_POD_STOP: &str = "beside-the-stop-of-the-pod";
 
@@ -71,6 +73,7 @@ impl Chain {
                 Evidence::UnixClose { .. } => "unix-close",
                 Evidence::UnixRefused { .. } => "unix-refused",
                 Evidence::Refused { seen: RefusedAt::Requester(_), .. } => "tcp-state",
+                Evidence::ErrorMade(_) => "nginx-error-page",
                 _ => "reset-sent",
             },
             rule: match lost.evidence {
@@ -81,10 +84,42 @@ impl Chain {
                 Evidence::Handshake { .. } => "handshake-without-listener",
                 Evidence::UnixClose { .. } => "unix-close-unread",
                 Evidence::UnixRefused { .. } => "unix-connect-failed",
+                Evidence::ErrorMade(_) => "nginx-made-the-error",
             },
             process: task.map(|t| process_ref(t, view)),
             text: loss_text(lost, server, view),
         });
+    }
+
+    /// What nginx said before it answered with an error, in its own words.
+    pub fn said(&mut self, failed: &Failed, rule: &'static str, view: &View) {
+        let l = &failed.logged;
+        let errno = if l.errno == 0 { String::new() } else { format!(" ({})", self::errno(l.errno)) };
+        let upstream = failed.upstream.map_or(String::new(), |(t, came)| {
+            let to = std::net::SocketAddr::new(t.remote_ip, t.remote_port);
+            format!(
+                "; it closed its connection to {to}, of whose answer it had read {} bytes of {}",
+                came.read, came.received
+            )
+        });
+        let text = format!("nginx logged \"{}\"{errno}{upstream}", l.format);
+        self.push(failed.event, failed.at, "nginx-logged", rule, Some(process_ref(&l.task, view)), text);
+    }
+
+    /// The error page that nginx made of a failure that another record shows.
+    pub fn answered(&mut self, page: &Page, nginx: &Task, view: &View) {
+        let text = format!("nginx answered its client with {}", page.status);
+        let process = Some(process_ref(nginx, view));
+        self.push(page.event, page.at, "nginx-error-page", BESIDE_PAGE, process, text);
+    }
+
+    /// Puts a loss before what this chain was made for: that is why nginx asked nobody this time.
+    pub fn behind(&mut self, lost: &Lost, made: &ErrorMade, server: &Server, view: &View) {
+        let mut front = Chain::new(lost.at);
+        front.loss(lost, server, view);
+        front.said(&made.failed, "nginx-said-why", view);
+        front.links.append(&mut self.links);
+        (self.links, self.lost_at) = (front.links, lost.at);
     }
 
     pub fn exit(&mut self, exit: &ExitFact, rule: &'static str, view: &View) {
@@ -297,6 +332,7 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
         Evidence::UnixClose { .. } => format!("{who} closed the connection without an answer"),
         Evidence::LateData { .. } => format!("the request came after {who} had closed the connection"),
         Evidence::Handshake { .. } => "the listener went away during the handshake".into(),
+        Evidence::ErrorMade(made) => format!("nginx answered with {} itself", made.status),
     }
 }
 
@@ -304,6 +340,7 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
     let peer = match &lost.conn {
         Conn::Tcp(t) => format!("from {}", std::net::SocketAddr::new(t.remote_ip, t.remote_port)),
         Conn::Unix { path, .. } => format!("over unix:{path}"),
+        Conn::Hidden { .. } => return format!("{}: no connection of it shows a failure", what_happened(lost, server)),
     };
     let happened = what_happened(lost, server);
     let detail = match &lost.evidence {
@@ -335,6 +372,7 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         Evidence::UnixClose { dropped, thrown: Some(_) } => format!("{} bytes of it were never read", dropped.len),
         Evidence::UnixClose { dropped, .. } => format!("bytes of it ({}) were still unread", dropped.len),
         Evidence::UnixRefused { what, .. } => format!("connect failed with {}", errno(what.error)),
+        Evidence::ErrorMade(_) => String::new(),
     };
     format!("{happened} ({peer}): {detail}")
 }

@@ -6,10 +6,18 @@ use super::{Finding, View, advice};
 use crate::correlate::answer::Closer;
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Conn, Evidence, Lost, RefusedAt};
+use crate::correlate::nginx::Upshot;
 use crate::identity::{ContainerInfo, Place};
 use crate::model::event::BootNs;
 use crate::model::incident::{self, Bound, Cause, Incident, Loss, Missing, Requester, Requests, Response, SCHEMA};
 use std::collections::BTreeMap;
+
+/// What is no part of the finding.
+pub struct Told<'a> {
+    pub decided_at: BootNs,
+    pub stop: Option<&'a str>,
+    pub upshot: Upshot<'a>,
+}
 
 pub fn assemble(
     finding: Finding,
@@ -17,9 +25,9 @@ pub fn assemble(
     lost: &Lost,
     server: &Server,
     view: &View,
-    decided_at: BootNs,
-    stop: Option<&str>,
+    told: Told,
 ) -> Incident {
+    let Told { decided_at, stop, upshot } = told;
     let container = container(lost, server, view);
     let advice = advice::of(finding.cause, finding.sub_cause, &advice::Facts::of(lost, server, view));
     let mut missing = finding.missing;
@@ -53,7 +61,7 @@ pub fn assemble(
         sub_cause: finding.sub_cause.map(str::to_string),
         trigger: finding.trigger,
         also_matched,
-        response: Response { status: None, source: "none".into(), bytes: 0 },
+        response: response(lost, &upshot),
         requests: Requests {
             count: 1,
             bound: if lost.tcp().is_some_and(|t| tls_port(t.local_port)) { Bound::AtLeast } else { Bound::Exact },
@@ -74,7 +82,7 @@ pub fn assemble(
             port: lost.tcp().map(|t| t.local_port),
             path: match &lost.conn {
                 Conn::Unix { path, .. } => Some(path.clone()),
-                Conn::Tcp(_) => None,
+                Conn::Tcp(_) | Conn::Hidden { .. } => None,
             },
             netns: lost.netns(),
         },
@@ -89,6 +97,17 @@ pub fn assemble(
         missing,
         loss: loss(view, from, lost.at),
     }
+}
+
+/// The status that nginx made of it, where that was seen.
+fn response(lost: &Lost, upshot: &Upshot) -> Response {
+    let status = match (&lost.evidence, upshot) {
+        (Evidence::ErrorMade(made), _) => Some(made.status),
+        (_, Upshot::Answered { status, .. }) => Some(*status),
+        _ => None,
+    };
+    let status = status.and_then(|status| u16::try_from(status).ok());
+    Response { status, source: status.map_or("none", |_| "nginx").into(), bytes: 0 }
 }
 
 /// The container of the nginx behind an AF_UNIX connection.
@@ -149,10 +168,12 @@ fn id(boot_id: &str, lost: &Lost) -> String {
         Evidence::Handshake { .. } => "handshake",
         Evidence::UnixClose { .. } => "unix-close",
         Evidence::UnixRefused { .. } => "unix-refused",
+        Evidence::ErrorMade(_) => "nginx",
     };
     let ends = match &lost.conn {
         Conn::Tcp(t) => format!("{}:{}|{}:{}|{}", t.local_ip, t.local_port, t.remote_ip, t.remote_port, t.netns),
         Conn::Unix { path, netns, id } => format!("{path}|{id}|{netns}"),
+        Conn::Hidden { netns, id } => format!("{id}|{netns}"),
     };
     let text = format!("{boot_id}|{}|{what}|{ends}", lost.at);
     format!("i-{:016x}", fnv(text.as_bytes()))

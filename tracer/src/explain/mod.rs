@@ -28,9 +28,11 @@ pub mod server;
 mod sidecar;
 mod supervisor;
 mod unix;
+mod upstream;
 
 use crate::correlate::history::History;
 use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::nginx::Nginx;
 use crate::correlate::pods::Pods;
 use crate::correlate::sources::Sources;
 use crate::correlate::stops::Stops;
@@ -46,6 +48,7 @@ use server::Server;
 pub use incident::container;
 pub use prestop::is_hook;
 pub use said::{container_of, pod_of};
+pub use upstream::upshot;
 
 /// Names a stop: the same in every replay.
 pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
@@ -62,6 +65,8 @@ pub struct View<'a> {
     pub sources: &'a Sources,
     /// What the Kubernetes API said.
     pub pods: &'a Pods,
+    /// What nginx said itself.
+    pub nginx: &'a Nginx,
     pub started: Option<&'a Started>,
     /// When everything was attached and scanned.
     pub ready: Option<BootNs>,
@@ -126,18 +131,27 @@ const RULES: &[Rule] = &[
 /// Decides about one lost request. Total: what no rule knows is `unexplained`, with what is missing.
 pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>) -> Incident {
     let server = server::of(lost, view);
-    let findings = match requester::died_with_it(lost, &server, view) {
-        Some(elsewhere) => vec![elsewhere],
-        None => RULES.iter().filter_map(|rule| rule(lost, &server, view)).collect(),
+    let earlier = view.nginx.marked_by(lost);
+    let judged = earlier.unwrap_or(lost);
+    let findings = match (&judged.evidence, requester::died_with_it(judged, &server, view)) {
+        (_, Some(elsewhere)) => vec![elsewhere],
+        // No kernel knows of it: nothing but what nginx said.
+        (Evidence::ErrorMade(made), None) => vec![upstream::own(judged, made, &server, view)],
+        (_, None) => RULES.iter().filter_map(|rule| rule(judged, &server, view)).collect(),
     };
     let (mut winner, also_matched) =
-        precedence::choose(findings).unwrap_or_else(|| (unexplained(lost, &server, view), Vec::new()));
+        precedence::choose(findings).unwrap_or_else(|| (unexplained(judged, &server, view), Vec::new()));
+    if let (Evidence::ErrorMade(made), Some(_)) = (&lost.evidence, earlier) {
+        upstream::left_alone(&mut winner, lost, made, &server, view);
+    }
+    let upshot = upshot(lost, view);
+    upstream::settle(&mut winner, &upshot, view);
     confidence::lower_by_circumstances(&mut winner, lost, &server, view);
     kube::beside(&mut winner, lost, &server, view);
     if winner.cause != Cause::PrestopFailed {
         prestop::note(&mut winner.chain, lost, &server, view);
     }
-    incident::assemble(winner, also_matched, lost, &server, view, decided_at, stop)
+    incident::assemble(winner, also_matched, lost, &server, view, incident::Told { decided_at, stop, upshot })
 }
 
 /// The answer when no rule fired: the loss is a fact, its cause is not known, and this is what would have told.

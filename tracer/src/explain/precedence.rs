@@ -31,6 +31,7 @@ const ORDER: &[Cause] = &[
     Cause::FpmNotListening,
     Cause::KeepaliveRaceOnShutdown,
     Cause::KeepaliveRace,
+    Cause::UpstreamResponseInvalid,
     Cause::RequesterReset,
     Cause::EdgeTimeout,
     Cause::ClientAbort,

@@ -78,6 +78,12 @@ pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
             "the requesting nginx was ending, and closed the connection before the answer",
         ));
     }
+    if let Some(failed) = lost.tcp().and_then(|ends| view.nginx.timed_out(ends, lost.at)) {
+        let text = "nginx had waited for as long as its timeout allows, and closed the connection before the answer";
+        let mut f = finding(lost, server, view, Cause::EdgeTimeout, 0.97, text);
+        f.chain.said(failed, "nginx-said-why", view);
+        return Some(f);
+    }
     let passed_on = view.history.last_client_left(&edge).is_some_and(|(t, _)| t <= at && at - t < PASSED_ON_NS);
     Some(if passed_on {
         finding(

@@ -42,6 +42,10 @@ pub fn of(lost: &Lost, view: &View) -> Server {
         sure: false,
         why: String::new(),
     };
+    // nginx asked nobody because of earlier failures: the server that failed is the one to look at.
+    if let Some(earlier) = view.nginx.marked_by(lost) {
+        return of(earlier, view);
+    }
     // A connect that failed names no process: it is judged only when its path is php-fpm's.
     let refused = matches!(lost.evidence, Evidence::UnixRefused { .. });
     let Some(actor) = &lost.server else {

@@ -57,7 +57,7 @@ fn listens(path: &str, holders: &[Task]) -> Input {
     Input::UnixListener(UnixListenerFact { at: 4, netns: task().netns, path: path.into(), inode: 9, holders })
 }
 
-fn dropped(server_sk: u64, by: Task) -> UnixDropped {
+pub(super) fn dropped(server_sk: u64, by: Task) -> UnixDropped {
     UnixDropped {
         server_sk,
         client_sk: server_sk + 1,
@@ -75,7 +75,7 @@ fn embryo(server_sk: u64, by: Task) -> EventKind {
     EventKind::UnixDropped(UnixDropped { client_sk: 0, len: 0, embryo: true, ..dropped(server_sk, by) })
 }
 
-fn refused(error: u32) -> EventKind {
+pub(super) fn refused(error: u32) -> EventKind {
     EventKind::UnixRefused(UnixRefused { error, path: PATH.into(), task: task() })
 }
 

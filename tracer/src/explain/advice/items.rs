@@ -360,3 +360,39 @@ pub fn stopwaitsecs(f: &Facts) -> Advice {
     let (id, target) = ("supervisor-stopwaitsecs", "supervisord.conf");
     seconds(value, advice(id, "supervisor-conf", target, &change, &["grace-period"], &why))
 }
+
+/// nginx reads an answer's header into one buffer. What it had read of an answer that was too big is that buffer.
+pub fn upstream_buffer_size(f: &Facts) -> Advice {
+    let came = f.came.filter(|c| c.read > 0);
+    // The header is in what had come, or is longer still; nginx takes at least twice the buffer that was full.
+    let kib = came.map(|c| c.received.max(2 * c.read).next_power_of_two().div_ceil(1024).clamp(8, 1024));
+    let size = kib.map_or("SIZE".into(), |kib| format!("{kib}k"));
+    let change = format!(
+        "fastcgi_buffer_size {size}; fastcgi_buffers 8 {size};  (with proxy_pass: proxy_buffer_size and proxy_buffers){}",
+        if kib.is_none() { ", with a SIZE that the longest header fits into, such as 32k" } else { "" }
+    );
+    let seen = match came {
+        Some(c) => format!("n=1: its buffer of {} bytes was full, {} bytes had come.", c.read, c.received),
+        None => "How much had come was not seen.".into(),
+    };
+    let why = format!(
+        "the whole header of an answer, cookies included, has to fit into one buffer (4k or 8k unless set); \
+         the application can send less as well. {seen}"
+    );
+    let target = "the location of nginx.conf that passes to this upstream";
+    let advice = advice("upstream-buffer-size", "nginx-conf", target, &change, &[], &why);
+    Advice { value: kib.map(|kib| kib * 1024), unit: kib.map(|_| "bytes".into()), ..advice }
+}
+
+/// What makes nginx refuse an answer is in the answer.
+pub fn valid_answer(sub_cause: Option<&str>) -> Advice {
+    let change = match sub_cause {
+        Some("header-invalid") => {
+            "send header lines of a name without spaces, a colon and a value, once each, and a status of three digits"
+        }
+        Some("answer-incomplete") => "find in the application's own log why it ended its answer before the header",
+        _ => "let the server speak what nginx asks it for: fastcgi_pass to php-fpm, proxy_pass to an HTTP server",
+    };
+    let why = "nginx makes a 502 of an answer that it cannot read; its error log has the line with the request";
+    advice("valid-upstream-answer", "operator", "the application, or the directive that passes to it", change, &[], why)
+}

@@ -8,7 +8,8 @@ mod items;
 use super::server::{Kind, Server};
 use super::{View, incident, said};
 use crate::correlate::history::sig;
-use crate::correlate::lost::Lost;
+use crate::correlate::lost::{Evidence, Lost};
+use crate::correlate::nginx::Came;
 use crate::correlate::stops::{Range, shared};
 use crate::identity::ContainerInfo;
 use crate::model::BootNs;
@@ -49,6 +50,8 @@ pub struct Facts {
     pub grace_s: Option<u64>,
     /// The timeout that ran out.
     pub timeout_s: u64,
+    /// What had come of an answer that nginx did not take.
+    pub came: Option<Came>,
 }
 
 /// How the pod left its services, beside the last connection that came too late. All in ms.
@@ -97,6 +100,9 @@ impl Facts {
         {
             facts.answered = counted.answered_after;
             facts.answered_ms = counted.last_answered.map(|t| t.saturating_sub(counted.signal_at) / 1_000_000);
+        }
+        if let Evidence::ErrorMade(made) = &lost.evidence {
+            facts.came = made.failed.upstream.map(|(_, came)| came);
         }
         let asked = server.stop_signals(view, lost.at);
         facts.fast = asked.iter().any(|s| matches!(s.what.signal, sig::TERM | sig::INT));
@@ -258,6 +264,8 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
             let order = [item::supervisor_priority(), item::stopwaitsecs(f)];
             [order.to_vec(), open_until_unused(f)].concat()
         }
+        Cause::UpstreamResponseInvalid if sub_cause == Some("header-too-big") => vec![item::upstream_buffer_size(f)],
+        Cause::UpstreamResponseInvalid => vec![item::valid_answer(sub_cause)],
         Cause::ClientAbort
         | Cause::EdgeTimeout
         | Cause::RequesterReset

@@ -33,6 +33,7 @@ fn shapes() -> Vec<Facts> {
                     timeout_s: 10,
                     known_ms: None,
                     grace_s: None,
+                    came: reload.then_some(Came { received: 9089, read: 4096 }),
                 });
             }
         }
@@ -52,6 +53,9 @@ const SUB_CAUSES: &[Option<&str>] = &[
     Some("restarting"),
     Some("stopwaitsecs"),
     Some("process-control-timeout"),
+    Some("header-too-big"),
+    Some("header-invalid"),
+    Some("answer-incomplete"),
 ];
 
 /// Every set is whole: what an advice needs is in it, once.

@@ -1,0 +1,95 @@
+//! What nginx said itself of a request that it could not pass on: where that is all there is, where it asked nobody because
+//! of earlier failures, and where it settles what a failed attempt came to.
+
+use super::chain::Chain;
+use super::confidence::Confidence;
+use super::server::Server;
+use super::{Finding, View};
+use crate::correlate::lost::{ErrorMade, Lost, Own};
+use crate::correlate::nginx::Upshot;
+use crate::model::incident::{Cause, Missing, Trigger};
+
+/// Records of nginx that were lost around an attempt make what it came to a guess.
+const AROUND_NS: u64 = 1_000_000_000;
+
+/// A request that failed in nginx alone: there is no kernel cause, and nginx's own reason is all that is known.
+pub fn own(lost: &Lost, made: &ErrorMade, server: &Server, view: &View) -> Finding {
+    let mut chain = Chain::new(lost.at);
+    chain.loss(lost, server, view);
+    chain.said(&made.failed, "nginx-said-why", view);
+    let (status, reason) = (made.status, &made.failed.logged.format);
+    let unexplained = |fact: &str, effect: &str, summary: String| {
+        let mut confidence = Confidence::of(0.0);
+        confidence.because("no rule explains it");
+        (Cause::Unexplained, confidence, summary, vec![Missing { fact: fact.into(), effect: effect.into() }])
+    };
+    let (cause, confidence, summary, missing) = match made.own {
+        Own::Invalid(_) => (
+            Cause::UpstreamResponseInvalid,
+            Confidence::of(0.97),
+            format!(
+                "the upstream answered, and nginx did not take the answer (\"{reason}\"): it made a {status} of it. Nothing was \
+                 stopped or lost in the kernel"
+            ),
+            Vec::new(),
+        ),
+        Own::NoLive => unexplained(
+            "upstream-failures",
+            "which failures made nginx leave all servers alone was not seen, or they had several causes",
+            format!(
+                "nginx had no server left that it would ask (\"{reason}\") and answered {status}: why is not known"
+            ),
+        ),
+        Own::Unresolved => unexplained(
+            "name-resolution",
+            "nginx resolves names itself: what became of its question is not seen",
+            format!("nginx had no address of its upstream (\"{reason}\") and answered {status}: why is not known"),
+        ),
+    };
+    let sub_cause = match made.own {
+        Own::Invalid(sub_cause) => Some(sub_cause),
+        Own::NoLive => Some("no-live-upstreams"),
+        Own::Unresolved => Some("name-not-resolved"),
+    };
+    Finding { cause, sub_cause, trigger: Trigger::Unknown, chain, confidence, summary, missing }
+}
+
+/// nginx asked nobody: the finding is of the failure after which it left its last server alone.
+pub fn left_alone(finding: &mut Finding, lost: &Lost, made: &ErrorMade, server: &Server, view: &View) {
+    finding.chain.behind(lost, made, server, view);
+    let (reason, status) = (&made.failed.logged.format, made.status);
+    finding.summary = format!(
+        "nginx answered {status} without asking anybody (\"{reason}\"), because of what had failed before: {}",
+        finding.summary
+    );
+    finding.confidence.cap(0.8, "which failures made nginx leave its servers alone is known from their order only");
+}
+
+/// What nginx made of a failed attempt.
+pub fn upshot<'v>(lost: &Lost, view: &View<'v>) -> Upshot<'v> {
+    let upshot = view.nginx.upshot(lost);
+    let from = lost.at.saturating_sub(AROUND_NS);
+    let unsure = view.history.losses(from, lost.at.saturating_add(AROUND_NS)).next().is_some();
+    if unsure { Upshot::Unknown } else { upshot }
+}
+
+/// Adds to a finding what nginx made of the attempt that it is about.
+pub fn settle(finding: &mut Finding, upshot: &Upshot, view: &View) {
+    match upshot {
+        Upshot::Answered { nginx, by: Some(failed), .. } => {
+            if let Some(page) = &failed.page {
+                finding.chain.answered(page, nginx, view);
+            }
+        }
+        Upshot::Mixed => {
+            finding
+                .confidence
+                .cap(0.6, "nginx made fewer error pages than attempts failed: others may have been answered");
+            finding.missing.push(Missing {
+                fact: "next-upstream".into(),
+                effect: "nginx may have had this request answered by another server of the upstream".into(),
+            });
+        }
+        _ => {}
+    }
+}
