@@ -4,6 +4,7 @@ mod check;
 mod cli;
 mod evidence;
 mod explain;
+mod hooks;
 mod kube;
 mod live;
 mod pairs;
