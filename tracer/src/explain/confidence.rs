@@ -146,14 +146,18 @@ fn maybe_idle_tls(lost: &Lost) -> bool {
     }
 }
 
+/// What such a hook shows is either there or not; no verdict rests on not having seen it.
+pub fn additional(hook: &str) -> bool {
+    matches!(hook, "kfree_skb" | "unix_stream_connect" | "sys_exit")
+}
+
 fn hooks(finding: &mut Finding, started: Option<&Started>) {
     let Some(started) = started else {
         finding.confidence.cap(0.8, "it is not recorded which hooks were attached");
         return;
     };
-    // What these show is either there or not; no verdict rests on not having seen it.
-    let additional = |h: &HookStatus| matches!(h.hook.as_str(), "kfree_skb" | "unix_stream_connect" | "sys_exit");
-    for hook in started.hooks.iter().filter(|h| h.state != HookState::Attached && !additional(h)) {
+    let needed = |h: &&HookStatus| h.state != HookState::Attached && !additional(&h.hook);
+    for hook in started.hooks.iter().filter(needed) {
         finding.confidence.cap(0.8, format!("the hook {} was not attached", hook.hook));
         finding.missing.push(Missing {
             fact: format!("hook:{}", hook.hook),

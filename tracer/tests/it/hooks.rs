@@ -3,8 +3,9 @@
 
 use crate::evidence::{certain, connection, recordings, run};
 use std::collections::{BTreeMap, BTreeSet};
+use why502::explain::confidence::additional;
 use why502::model::input::HookState;
-use why502::model::{Cause, Incident, Input};
+use why502::model::{Cause, Event, EventKind, Incident, Input};
 use why502::ring::drain::hook_of;
 
 /// What became of the verdicts of a cause.
@@ -21,11 +22,12 @@ struct Fate {
     unseen: usize,
 }
 
-/// What these show is either there or not: no verdict rests on not having seen it, so only those that it told are lost.
-const ADDITIONAL: [&str; 3] = ["kfree_skb", "unix_stream_connect", "sys_exit"];
-
 fn without(hook: &str, inputs: &[Input]) -> Vec<Input> {
     let of_it = |i: &&Input| match i {
+        // Of failed connects to unix sockets there is one of two hooks.
+        Input::Event(Event { kind: EventKind::UnixRefused(_), .. }) => {
+            !matches!(hook, "unix_stream_connect" | "sys_exit")
+        }
         Input::Event(e) => hook_of(&e.kind) != hook,
         // Counted by its probe.
         Input::StopCounters(_) => hook != "inet_sock_set_state",
@@ -92,7 +94,7 @@ fn a_hook_that_is_not_there_is_named_and_blames_nobody() {
                     let line = format!("{file}: without {hook}, {} is {} with certainty", original.cause, now.cause);
                     wrong.insert(line.clone(), line);
                 }
-                let additional = ADDITIONAL.contains(&hook.as_str());
+                let additional = additional(hook);
                 let fell = now.cause != original.cause || now.confidence.value < original.confidence.value;
                 if !names_it(now, hook) && (!additional || fell) {
                     let line =
