@@ -3,6 +3,7 @@
 use crate::maps::{COUNTERS, EVENTS, WAKE_BYTES};
 use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns};
+use aya_ebpf::maps::PerCpuArray;
 use why502_ebpf::{Header, counter};
 
 /// One volatile store into a record. Whole-struct stores become `memset`/`memcpy` calls, which are not safe on 5.10.
@@ -23,7 +24,13 @@ macro_rules! dev_log {
 /// Adds one to a counter of a hook.
 #[inline(always)]
 pub fn count(hook: u32, what: u32) {
-    if let Some(p) = COUNTERS.get_ptr_mut(hook * counter::PER_HOOK + what) {
+    add_one(&COUNTERS, hook * counter::PER_HOOK + what);
+}
+
+/// Adds one to a slot; one that is not there is not counted.
+#[inline(always)]
+pub fn add_one(to: &PerCpuArray<u64>, slot: u32) {
+    if let Some(p) = to.get_ptr_mut(slot) {
         // SAFETY: a per-CPU slot of this CPU; tracing programs do not migrate while they run.
         unsafe { *p += 1 }
     }

@@ -56,6 +56,8 @@ pub mod quality {
     pub const NO_SK_CGROUP: u16 = 1 << 5;
     /// `bpf_skc_to_tcp_sock` gave nothing: the byte counters are 0 and mean nothing.
     pub const NO_TCP_SOCK: u16 = 1 << 6;
+    /// the format of a log line could not be read: nobody had touched its page in this process yet.
+    pub const NO_FORMAT: u16 = 1 << 7;
 }
 
 /// First 16 bytes of every record.
@@ -399,6 +401,8 @@ pub struct NginxLog {
     /// NGX_LOG_EMERG 1 … NGX_LOG_ERR 4.
     pub level: u32,
     pub errno: u32,
+    /// Where the format is in the task's memory, for a second try.
+    pub format_at: u64,
     /// Bytes of `format` that are filled.
     pub format_len: u16,
     pub _reserved: [u8; 6],
@@ -494,6 +498,6 @@ layout! {
     StopCounts = 40, 8;
     UnixDropped = 16 + 72 + 32 + 8 + 8 + 112, 8;
     UnixRefused = 16 + 72 + 8 + 112, 8;
-    NginxLog = 16 + 72 + 16 + 96, 8;
+    NginxLog = 16 + 72 + 24 + 96, 8;
     NginxErrorPage = 16 + 72 + 8, 8;
 }

@@ -3,7 +3,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, RingBuf};
-use why502_ebpf::names::HOOKS;
+use why502_ebpf::names::{HOOKS, NGINX_SLOTS};
 use why502_ebpf::{Digest, PortKey, StopCounts, Stopping, Tuple, counter};
 
 /// Userspace may override the sizes before load.
@@ -38,6 +38,9 @@ pub static STOPS_SEEN: Array<u64> = Array::with_max_entries(1, 0);
 #[map]
 pub static ENDED: LruHashMap<[u64; 2], u8> = LruHashMap::with_max_entries(4096, 0);
 
+#[map]
+pub static NGINX_HITS: PerCpuArray<u64> = PerCpuArray::with_max_entries(NGINX_SLOTS, 0);
+
 /// include/uapi/linux/bpf.h BPF_NOEXIST, and include/uapi/asm-generic/errno-base.h EEXIST.
 const NOEXIST: u64 = 1;
 const EEXIST: i32 = 17;
@@ -62,6 +65,7 @@ globals! {
     HAS_DROP_REASON: u32 = 0;
     UNIX_DROP_REASON: u32 = 0;
     UNIX_REASON_IS_CLOSE: u32 = 0;
+    HAS_COOKIE: u32 = 0;
     CONNECT_NR: u32 = u32::MAX;
     CGROUP_V1: u32 = 0;
 }

@@ -14,16 +14,19 @@ pub enum At {
     Tracepoint,
     /// The end of the kernel's function: only kernels with BPF trampolines (x86-64 5.5, arm64 6.0; with ftrace).
     FunctionExit,
+    /// The start of a function of each nginx on the node. Only with CAP_SYS_ADMIN.
+    Nginx,
 }
 
 macro_rules! hooks {
     (@at) => { At::Tracepoint };
     (@at exit) => { At::FunctionExit };
-    ($($idx:literal $konst:ident $name:literal $($exit:ident)?;)*) => {
+    (@at nginx) => { At::Nginx };
+    ($($idx:literal $konst:ident $name:literal $($at:ident)?;)*) => {
         /// Counter rows of the hooks.
         pub mod hook { $(pub const $konst: u32 = $idx;)* }
         /// All hooks, in the order of their counter rows.
-        pub const HOOKS: &[Hook] = &[$(Hook { name: $name, at: hooks!(@at $($exit)?) }),*];
+        pub const HOOKS: &[Hook] = &[$(Hook { name: $name, at: hooks!(@at $($at)?) }),*];
         const _: () = { let mut i = 0; $(assert!(i == $idx); i += 1;)* let _ = i; };
     };
 }
@@ -41,6 +44,8 @@ hooks! {
     10 KFREE_SKB "kfree_skb";
     11 UNIX_STREAM_CONNECT "unix_stream_connect" exit;
     12 SYS_EXIT "sys_exit";
+    13 NGX_LOG "ngx_log_error_core" nginx;
+    14 NGX_ERROR_PAGE "ngx_http_special_response_handler" nginx;
 }
 
 /// The ring buffer.
@@ -57,6 +62,11 @@ pub const MAP_DIGESTS: &str = "DIGESTS";
 pub const MAP_STOPPING: &str = "STOPPING";
 /// v2 cgroup id → [`crate::StopCounts`] of each CPU.
 pub const MAP_STOP_COUNTS: &str = "STOP_COUNTS";
+
+/// How often the functions of nginx ran, by the cookie of the attachment (0 where there are no cookies).
+pub const MAP_NGINX_HITS: &str = "NGINX_HITS";
+/// Its slots.
+pub const NGINX_SLOTS: u32 = 128;
 
 /// Mixed into socket ids (u64).
 pub const SK_SALT: &str = "SK_SALT";
@@ -78,6 +88,8 @@ pub const HAS_DROP_REASON: &str = "HAS_DROP_REASON";
 pub const UNIX_DROP_REASON: &str = "UNIX_DROP_REASON";
 /// 1: that reason is given by closing sockets only (u32).
 pub const UNIX_REASON_IS_CLOSE: &str = "UNIX_REASON_IS_CLOSE";
+/// 1: an attachment has a cookie, `bpf_get_attach_cookie` (5.15) (u32).
+pub const HAS_COOKIE: &str = "HAS_COOKIE";
 /// Number of connect(2) (u32).
 pub const CONNECT_NR: &str = "CONNECT_NR";
 /// 1: a v1 hierarchy was chosen for `Task::cgroup_v1` (u32).

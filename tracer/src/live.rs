@@ -14,6 +14,7 @@ mod listening;
 mod names;
 mod stop_counters;
 mod unix_connect;
+mod uprobes;
 
 use crate::kernel::fields::{self, FieldError, Globals};
 use crate::kernel::host::{Host, Mounts, Rights};
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 pub use check::CheckError;
 pub use unix_connect::UnixConnect;
+pub use uprobes::Wanted as UprobesWanted;
 
 /// How often the ring is read when nothing wakes the reader.
 const POLL: Duration = Duration::from_millis(50);
@@ -77,6 +79,8 @@ pub struct Options {
     pub check: bool,
     /// How failed connects to unix sockets are seen.
     pub unix_connect: UnixConnect,
+    /// Whether nginx's own words are listened to.
+    pub uprobes: UprobesWanted,
     /// Which container runtimes are asked for names.
     pub runtimes: runtimes::Wish,
     /// The Kubernetes API that knows this node's pods.
@@ -94,6 +98,7 @@ impl Default for Options {
             filter: true,
             check: true,
             unix_connect: UnixConnect::default(),
+            uprobes: UprobesWanted::default(),
             runtimes: runtimes::Wish::default(),
             kube: None,
         }
@@ -114,6 +119,8 @@ pub enum LiveError {
     Check(#[from] CheckError),
     #[error(transparent)]
     Table(#[from] TableError),
+    #[error("--uprobes on: {why}")]
+    NoUprobes { why: String },
     #[error("{what}: {source}")]
     Io { what: &'static str, source: io::Error },
 }
@@ -156,6 +163,7 @@ pub struct Live {
     clocks: facts::Clocks,
     fresh_fpm: fpm::Fresh,
     strangers: listening::Strangers,
+    uprobed: Option<uprobes::Uprobed>,
     names: names::Names,
     kube: Option<kube::Source>,
     root: PathBuf,
@@ -181,16 +189,19 @@ impl Live {
         let mounts = Mounts::read(root);
         let mut globals = globals(root, &mounts)?;
         adjust(&mut globals);
-        let mut probes = load(&options, &globals, rights)?;
+        let no_uprobes = options.uprobes.why_not(root, rights);
+        let mut probes = load(&options, &globals, rights, no_uprobes)?;
         let (ring, counters) = (probes.ring()?, probes.counters()?);
         let (mut listeners, mut skip) = (probes.listeners()?, probes.skip()?);
         let stops = probes.stops()?;
 
         let started = clock::boot_ns();
         probes.attach()?;
-        let mut drain = Drain::new(ring).map_err(io("cannot wait for the ring buffer"))?;
+        let mut drain = Drain::new(ring, root).map_err(io("cannot wait for the ring buffer"))?;
         let mut degraded = degradations(&globals, &mounts, rights, &probes);
         degraded.extend(options.unix_connect.degraded(&probes.status()));
+        let (mut uprobed, unprobed) = uprobes::start(&mut probes, options.uprobes, no_uprobes, root)?;
+        degraded.extend(unprobed);
         // Before the check: until the probes know the ports, they take server sides for clients.
         let mut resolver = cgroups::Resolver::new(root);
         let at = clock::boot_ns();
@@ -238,7 +249,9 @@ impl Live {
             seen.first(fact.hierarchy, fact.id);
             pending.push(names.cgroup(fact));
         }
+        let probed = uprobed.as_mut().map(|u| u.scanned(&scan)).unwrap_or_default();
         pending.extend(scan.processes.into_iter().map(Input::Process));
+        pending.extend(probed);
         pending.extend(scan.listeners.into_iter().map(Input::Listener));
         pending.extend(scan.unix_listeners.into_iter().map(Input::UnixListener));
         let now = clock::boot_ns();
@@ -271,6 +284,7 @@ impl Live {
             clocks,
             fresh_fpm: fpm::Fresh::default(),
             strangers: listening::Strangers::default(),
+            uprobed,
             names,
             kube,
             root: options.root,
@@ -316,8 +330,9 @@ impl Live {
 
     /// Detaches the probes and gives what is left: the last events and losses, then `Stopped`.
     pub fn stop(mut self) -> (Vec<Input>, Totals) {
-        self.probes.detach();
         let mut out = std::mem::take(&mut self.pending);
+        out.extend(self.uprobed.take().map(uprobes::Uprobed::stop).unwrap_or_default());
+        self.probes.detach();
         let batch = self.drain.last();
         self.last_counters = 0;
         self.last_recursion = 0;
@@ -362,6 +377,12 @@ impl Live {
         out.extend(self.names.due());
         out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
         out.extend(self.strangers.due(&self.root, now));
+        if let Some(uprobed) = &mut self.uprobed {
+            out.extend(uprobed.due());
+            if uprobed.was_deaf() {
+                self.warn("too many processes start at once: an nginx may be without uprobes".into());
+            }
+        }
         out.extend(self.kube.as_mut().map(kube::Source::due).unwrap_or_default());
         for event in batch.events {
             self.give(event, now, &mut out);
@@ -421,6 +442,9 @@ impl Live {
         }
         self.fresh_fpm.observe(&event);
         self.strangers.observe(&event);
+        if let Some(uprobed) = &mut self.uprobed {
+            uprobed.observe(&event);
+        }
         self.stopping.observe(&event);
         if let EventKind::TcpState(s) = &event.kind {
             self.hz.add(event.at, s.jiffies);
@@ -448,10 +472,17 @@ fn globals(root: &Path, mounts: &Mounts) -> Result<Globals, LiveError> {
     Ok(fields::resolve(&types, mounts.v1().map(|(controller, _)| controller))?)
 }
 
-fn load(options: &Options, globals: &Globals, rights: Option<Rights>) -> Result<Probes, LiveError> {
+fn load(
+    options: &Options,
+    globals: &Globals,
+    rights: Option<Rights>,
+    no_uprobes: Option<&'static str>,
+) -> Result<Probes, LiveError> {
     let mut salt = [0; 8];
     rustix::rand::getrandom(&mut salt, rustix::rand::GetRandomFlags::empty())
         .map_err(|e| LiveError::Io { what: "no random numbers", source: e.into() })?;
+    let mut unwanted = options.unix_connect.unwanted().to_vec();
+    unwanted.extend(UprobesWanted::unwanted(no_uprobes));
     let settings = Settings {
         globals,
         ring_bytes: options.ring_bytes,
@@ -460,7 +491,7 @@ fn load(options: &Options, globals: &Globals, rights: Option<Rights>) -> Result<
         wake_bytes: options.wake_bytes,
         sk_salt: u64::from_ne_bytes(salt),
         rights,
-        unwanted: options.unix_connect.unwanted(),
+        unwanted: &unwanted,
     };
     Ok(Probes::load(crate::probes::OBJECT, &settings)?)
 }

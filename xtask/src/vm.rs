@@ -118,7 +118,7 @@ fn pack(args: &Args, target: &Path, to: &Path) -> Result<()> {
 /// A copy without debug information, where strip(1) exists: the guest reads less.
 fn stripped(program: &Path, target: &Path) -> PathBuf {
     let to = target.join(format!("vm-{}", program.file_name().unwrap_or_default().display()));
-    match sh::capture(Command::new("strip").arg("-o").arg(&to).arg(program)) {
+    match sh::capture(Command::new("strip").args(["--strip-debug", "-o"]).arg(&to).arg(program)) {
         Ok(_) => to,
         Err(_) => program.to_owned(),
     }

@@ -2,8 +2,11 @@
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use std::ffi::{c_char, c_void};
+use std::hint::black_box;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use why502_tests::fire::nginx::Functions;
 use why502_tests::fire::{self, check::Report};
 
 #[derive(Parser)]
@@ -35,8 +38,24 @@ enum Command {
     Check { manifest: PathBuf, events: PathBuf },
 }
 
+/// nginx's function, as far as a uprobe sees it.
+// SAFETY: no other function of this program has its name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ngx_log_error_core(level: usize, log: *const c_void, err: i32, format: *const c_char) {
+    black_box((level, log, err, format));
+}
+
+/// The same.
+// SAFETY: no other function of this program has its name.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn ngx_http_special_response_handler(request: *const c_void, status: isize) -> isize {
+    black_box((request, status)).1
+}
+
 fn main() -> ExitCode {
-    fire::act_as_told();
+    fire::act_as_told(Functions { log: ngx_log_error_core, error_page: ngx_http_special_response_handler });
     match run(Cli::parse().command) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -1,9 +1,11 @@
 //! Forked processes that do one thing at the moment they are told, and programs that are executed.
 
 use super::facts::Facts;
+use super::nginx::{self, Functions};
 use anyhow::{Context, Result, bail, ensure};
 use nix::libc;
 use std::cell::RefCell;
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -149,17 +151,21 @@ pub(crate) fn kill(pid: u32, signal: i32) -> Result<()> {
 }
 
 /// Environment variable that makes this program a puppet instead of why502-fire, whatever its arguments are:
-/// `FD:CODE`, write a byte to FD, wait for one, exit with CODE.
+/// `FD:CODE`, write a byte to FD, wait for one, exit with CODE; `FD:nginx`, act as [`super::nginx::act`] does.
 pub(crate) const PUPPET: &str = "WHY502_FIRE_PUPPET";
 
 /// First thing in `main`: does what [`PUPPET`] says, if it is set, and ends.
-pub fn act_as_told() {
+pub fn act_as_told(functions: Functions) {
     let Some(told) = std::env::var_os(PUPPET) else { return };
     let told = told.to_string_lossy().into_owned();
-    let parsed = told.split_once(':').and_then(|(fd, code)| Some((fd.parse::<i32>().ok()?, code.parse::<i32>().ok()?)));
-    let Some((fd, code)) = parsed else { exit_now(96) };
+    let parsed = told.split_once(':').and_then(|(fd, act)| Some((fd.parse::<i32>().ok()?, act)));
+    let Some((fd, act)) = parsed else { exit_now(96) };
     // SAFETY: the descriptor was inherited for this purpose; a wrong number only gives errors.
     let mut file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    if act == nginx::ACT {
+        nginx::act(&mut file, functions);
+    }
+    let Ok(code) = act.parse() else { exit_now(96) };
     let mut byte = [0; 4];
     if file.write_all(&byte).is_ok() {
         let _ = file.read_exact(&mut byte);
@@ -168,11 +174,11 @@ pub fn act_as_told() {
 }
 
 /// Lets an executed program inherit the child's line; gives its value of [`PUPPET`].
-pub(crate) fn puppet(line: &Line, code: i32) -> Result<String> {
+pub(crate) fn puppet(line: &Line, act: impl Display) -> Result<String> {
     use std::os::fd::AsRawFd;
     let fd = line.0.borrow().as_raw_fd();
     // SAFETY: clears FD_CLOEXEC of a descriptor that we own.
     let r = unsafe { libc::fcntl(fd, libc::F_SETFD, 0) };
     ensure!(r == 0, "fcntl: {}", std::io::Error::last_os_error());
-    Ok(format!("{PUPPET}={fd}:{code}"))
+    Ok(format!("{PUPPET}={fd}:{act}"))
 }

@@ -35,6 +35,8 @@ pub fn run(why502: &Path, out: &Path, functions: bool) -> Result<Report> {
         Tracer::start(Command::new(why502).args(args), out, prefix)
     };
     let tracer = trace("", FUNCTION)?;
+    let probed = !tracer.said().contains("no-nginx-uprobes");
+    report.that("nginx can be probed on this kernel", probed, || tracer.said());
     let traced = !tracer.said().contains("no-unix-connect");
     report.that("functions are traced on this kernel", traced || !functions, || tracer.said());
     if traced {

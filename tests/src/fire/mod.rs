@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! drive      starts why502, waits for `ready`, fires, stops it, checks
-//! signals, processes, namespaces, tcp, unix, oom, flood, stops   what is done
+//! signals, processes, namespaces, tcp, unix, nginx, oom, flood, stops   what is done
 //! manifest   one line for each record that must (or must not) be there
 //! check      manifest against the events that why502 printed
 //! facts      what /proc and stat(2) say of a task: the truth that a record is compared with
@@ -17,6 +17,7 @@ mod facts;
 mod flood;
 pub mod manifest;
 mod namespaces;
+pub mod nginx;
 mod oom;
 mod processes;
 mod signals;
@@ -68,6 +69,7 @@ pub fn fire(manifest: &Path, dir: &Path) -> Result<()> {
         ("namespaces", namespaces::fire),
         ("tcp", tcp::fire),
         ("unix", unix::fire),
+        ("nginx", nginx::fire),
         ("oom", oom::fire),
         ("flood", flood::fire),
     ];

@@ -59,7 +59,7 @@ fn plain(fire: &Fire) -> Result<()> {
 }
 
 /// Executes `program` as this process; does not return.
-fn exec(program: &Path, argv: &[&str], env: &str) -> Result<()> {
+pub(crate) fn exec(program: &Path, argv: &[&str], env: &str) -> Result<()> {
     let program = CString::new(program.as_os_str().as_bytes())?;
     let argv: Vec<CString> = argv.iter().map(|a| CString::new(*a)).collect::<Result<_, _>>()?;
     let mut pointers: Vec<_> = argv.iter().map(|a| a.as_ptr()).collect();

@@ -1,6 +1,8 @@
-//! Arguments of a tp_btf or fexit program: slots of 8 bytes. After the arguments of an fexit program comes the result.
+//! Arguments of a tp_btf or fexit program: slots of 8 bytes. After the arguments of an fexit program comes the result. A
+//! uprobe's are in the registers of the task.
 
 use aya_ebpf::EbpfContext;
+use aya_ebpf::programs::ProbeContext;
 
 /// The raw 8 bytes of argument `n`.
 ///
@@ -29,4 +31,10 @@ pub unsafe fn pointer(ctx: &impl EbpfContext, n: usize) -> Option<*const u8> {
         return None;
     }
     Some(p)
+}
+
+/// Argument `n` of a C function of userspace, as its register has it: an address is one of the task's own memory.
+#[inline(always)]
+pub fn register(ctx: &ProbeContext, n: usize) -> u64 {
+    ctx.arg::<u64>(n).unwrap_or(0)
 }

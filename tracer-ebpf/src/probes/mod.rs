@@ -4,6 +4,8 @@
 mod inet_sock_set_state;
 mod kfree_skb;
 mod mark_victim;
+mod ngx_http_special_response_handler;
+mod ngx_log_error_core;
 mod sched_process_exec;
 mod sched_process_exit;
 mod sched_process_fork;
@@ -15,9 +17,11 @@ mod tcp_retransmit_skb;
 mod tcp_send_reset;
 mod unix_stream_connect;
 
-use crate::emit::{count, emit};
+use crate::emit::{add_one, count, emit};
 use crate::kernel::{sock, task};
-use crate::maps::{self, LISTENERS};
+use crate::maps::{self, HAS_COOKIE, LISTENERS};
+use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
+use aya_ebpf::programs::ProbeContext;
 use why502_ebpf::{PortKey, TcpNotice, UNIX_PATH, UnixRefused, counter, kind, side};
 
 /// Bit of this signal in SIG_MASK.
@@ -59,6 +63,18 @@ unsafe fn write_notice(p: *mut TcpNotice, sk: *const u8, tp: *const u8, state: u
     put!(p, _reserved[1] = 0);
     put!(p, total_retrans = sock::total_retrans(tp));
     0
+}
+
+/// Counts a hit for the attachment that it belongs to: userspace detaches what runs too often.
+#[inline(always)]
+fn nginx_hit(ctx: &ProbeContext) {
+    let slot = if HAS_COOKIE.load() != 0 {
+        // SAFETY: the context of a uprobe, for which the helper is made.
+        unsafe { bpf_get_attach_cookie(ctx.regs.cast()) as u32 }
+    } else {
+        0
+    };
+    add_one(&maps::NGINX_HITS, slot);
 }
 
 /// A failure of connect(2), from its result. EINPROGRESS is none, and what is 512 and above is the kernel's own (ERESTARTSYS:

@@ -5,10 +5,11 @@ use super::kube::Kube;
 use super::say;
 use super::specs::Specs;
 use super::summary::Summary;
-use crate::live::{Live, Options, UnixConnect};
+use crate::live::{Live, Options, UnixConnect, UprobesWanted};
 use crate::model::Input;
-use crate::model::input::{HookState, SourceFact, SourceState, Started};
+use crate::model::input::{HookState, NginxProbesFact, NginxProbesState, SourceFact, SourceState, Started};
 use crate::model::kube::Said;
+use crate::sinks::escape::escape;
 use crate::sources::runtimes;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ pub(super) struct Wish {
     /// End by itself after this time.
     pub(super) duration: Option<Duration>,
     pub(super) unix_connect: UnixConnect,
+    pub(super) uprobes: UprobesWanted,
     pub(super) specs: Specs,
     pub(super) runtimes: runtimes::Wish,
     pub(super) kube: Kube,
@@ -51,9 +53,9 @@ pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> any
 async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
-    let Wish { all_signals, unix_connect, duration, mut specs, runtimes, kube } = wish;
+    let Wish { all_signals, unix_connect, uprobes, duration, mut specs, runtimes, kube } = wish;
     let Kube { place, node } = kube;
-    let options = Options { all_signals, unix_connect, runtimes, kube: place, node, ..Options::default() };
+    let options = Options { all_signals, unix_connect, uprobes, runtimes, kube: place, node, ..Options::default() };
     let mut live = tokio::select! {
         biased;
         () = stop.wait() => anyhow::bail!("ended by a signal before the start was done"),
@@ -123,6 +125,7 @@ fn announce(input: &Input) {
             let _ = writeln!(std::io::stderr().lock(), "ready");
         }
         Input::Source(fact) => say(source(fact)),
+        Input::NginxProbes(fact) => nginx_probes(fact).iter().for_each(say),
         Input::Kube(fact) => {
             if let Said::Api(api) = &fact.said {
                 let state = match &api.why {
@@ -141,6 +144,20 @@ fn source(fact: &SourceFact) -> String {
     match &fact.state {
         SourceState::Connected => format!("{name} answers at {}", fact.source),
         SourceState::Lost { why } => format!("{name} at {} cannot be asked: {why}", fact.source),
+    }
+}
+
+/// What the uprobes do not see.
+fn nginx_probes(fact: &NginxProbesFact) -> Option<String> {
+    let (id, exe) = (fact.process.tgid, escape(&fact.exe));
+    match &fact.state {
+        NginxProbesState::Attached => None,
+        NginxProbesState::Detached { why } => {
+            Some(format!("degraded (nginx-uprobes): detached from nginx {exe} (pid {id}): {}", escape(why)))
+        }
+        NginxProbesState::Failed { why } => {
+            Some(format!("degraded (nginx-uprobes): not attached to nginx {exe} (pid {id}): {}", escape(why)))
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use super::live::{self, Wish};
 use super::runtime::RuntimeArgs;
 use super::say;
 use super::specs::SpecArgs;
-use crate::live::UnixConnect;
+use crate::live::{UnixConnect, UprobesWanted};
 use crate::model::Input;
 use crate::sinks::recording::Writer;
 use anyhow::Context;
@@ -38,6 +38,9 @@ pub(super) struct Args {
     /// How failed connects to unix sockets are seen
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
+    /// Whether nginx's own error messages and statuses are seen
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    uprobes: UprobesWanted,
     #[command(flatten)]
     specs: SpecArgs,
     #[command(flatten)]
@@ -60,6 +63,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         all_signals: args.all_signals,
         duration: args.duration,
         unix_connect: args.unix_connect,
+        uprobes: args.uprobes,
         specs,
         runtimes,
         kube,

@@ -8,7 +8,7 @@ use super::watch::PATIENCE;
 use crate::correlate::pods::Pods;
 use crate::explain::{container_of, pod_of};
 use crate::identity::{ContainerInfo, Limits, Table};
-use crate::live::UnixConnect;
+use crate::live::{UnixConnect, UprobesWanted};
 use crate::model::event::{EventKind, Task, Tuple};
 use crate::model::incident::Container;
 use crate::model::time::{WallClock, time_of_day};
@@ -44,6 +44,9 @@ pub(super) struct Args {
     /// How failed connects to unix sockets are seen
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
+    /// Whether nginx's own error messages and statuses are seen
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    uprobes: UprobesWanted,
     #[command(flatten)]
     runtime: RuntimeArgs,
     #[command(flatten)]
@@ -94,6 +97,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         all_signals: args.all_signals,
         duration: args.duration,
         unix_connect: args.unix_connect,
+        uprobes: args.uprobes,
         runtimes: args.runtime.wish()?,
         kube: args.kube.resolve()?,
         ..Wish::default()

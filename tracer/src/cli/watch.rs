@@ -7,7 +7,7 @@ use super::output::OutputArgs;
 use super::record::RecordingFile;
 use super::runtime::RuntimeArgs;
 use super::specs::SpecArgs;
-use crate::live::UnixConnect;
+use crate::live::{UnixConnect, UprobesWanted};
 use crate::sinks::queue::{self, Queue};
 use anyhow::Context;
 use std::ops::ControlFlow;
@@ -43,6 +43,9 @@ pub(super) struct Args {
     /// How failed connects to unix sockets are seen
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
+    /// Whether nginx's own error messages and statuses are seen
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    uprobes: UprobesWanted,
     #[command(flatten)]
     specs: SpecArgs,
     #[command(flatten)]
@@ -62,8 +65,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let paint = args.output.paint();
     let lines = Queue::new(std::io::stdout(), queue::BYTES).context("cannot start the writing thread")?;
     let mut judge = Judge::new();
-    let wish =
-        Wish { all_signals: false, duration: args.duration, unix_connect: args.unix_connect, specs, runtimes, kube };
+    let wish = Wish {
+        all_signals: false,
+        duration: args.duration,
+        unix_connect: args.unix_connect,
+        uprobes: args.uprobes,
+        specs,
+        runtimes,
+        kube,
+    };
     let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {
             recording.write(input);

@@ -152,7 +152,8 @@ impl Engine {
             | Input::Listener(_)
             | Input::UnixListener(_)
             | Input::Cgroup(_)
-            | Input::Container(_) => {}
+            | Input::Container(_)
+            | Input::NginxProbes(_) => {}
         }
         out
     }

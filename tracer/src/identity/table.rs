@@ -95,7 +95,8 @@ impl Table {
             | Input::StopCounters(_)
             | Input::Spec(_)
             | Input::Source(_)
-            | Input::Kube(_) => {}
+            | Input::Kube(_)
+            | Input::NginxProbes(_) => {}
         }
     }
 

@@ -83,6 +83,7 @@ fn flags(btf: &Btf<'_>, globals: &mut Globals) -> Result<(), FieldError> {
     let cgroup_ptr = globals.get("SK_CGRP_PTR").is_some_and(|o| o != table::MISSING);
     for (name, on) in [
         (names::HAS_TASK_BTF, task_btf),
+        (names::HAS_COOKIE, btf.enum_value("bpf_func_id", "BPF_FUNC_get_attach_cookie").is_ok()),
         (names::HAS_RESET_REASON, reason),
         (names::HAS_VICTIM_TASK, victim),
         (names::HAS_SK_CGROUP_PTR, cgroup_ptr),
@@ -248,7 +249,8 @@ mod tests {
         let flags = [names::HAS_TASK_BTF, names::HAS_RESET_REASON, names::HAS_VICTIM_TASK, names::HAS_SK_CGROUP_PTR];
         assert_eq!(flags.map(|f| g.get(f)), [Some(1); 4]);
         assert_eq!(g.get(names::CGROUP_V1), Some(0));
-        assert_eq!(g.values.len(), table::FIELDS.len() + 9);
+        assert_eq!(g.values.len(), table::FIELDS.len() + 10);
+        assert_eq!(g.get(names::HAS_COOKIE), Some(0));
         let unix = [names::HAS_DROP_REASON, names::UNIX_REASON_IS_CLOSE, names::UNIX_DROP_REASON];
         assert_eq!(unix.map(|f| g.get(f)), [Some(1), Some(1), Some(4)]);
         assert_eq!(g.reset_reasons.get(&1).map(String::as_str), Some("NO_SOCKET"));

@@ -121,7 +121,7 @@ impl Mounts {
 }
 
 /// mountinfo writes blanks, tabs, newlines and backslashes in octal: `\040`.
-fn unescape(path: &str) -> String {
+pub(crate) fn unescape(path: &str) -> String {
     let mut out = Vec::with_capacity(path.len());
     let mut rest = path.as_bytes();
     while let Some((first, tail)) = rest.split_first() {

@@ -36,6 +36,8 @@ pub enum Input {
     Source(SourceFact),
     /// What the Kubernetes API said.
     Kube(Box<KubeFact>),
+    /// The uprobes see an nginx from now on, or do not.
+    NginxProbes(NginxProbesFact),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
     Tick {
         at: BootNs,
@@ -295,6 +297,33 @@ pub enum SourceState {
     Connected,
     /// Gone, or it does not answer in time.
     Lost {
+        why: String,
+    },
+}
+
+/// Whether the uprobes see one nginx: given when it is found, and at each change. Without any of them for an nginx nothing
+/// is known of it: it was never found, or ended before it was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NginxProbesFact {
+    pub at: BootNs,
+    /// The process that was found: a master, or a worker that has outlived its own. Its children share its program.
+    pub process: ProcKey,
+    /// As [`ProcessFact::exe`]. Hostile.
+    pub exe: String,
+    #[serde(flatten)]
+    pub state: NginxProbesState,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum NginxProbesState {
+    Attached,
+    /// Taken off again: they ran too often.
+    Detached {
+        why: String,
+    },
+    /// Could not be attached.
+    Failed {
         why: String,
     },
 }

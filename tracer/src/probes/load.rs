@@ -1,13 +1,14 @@
 //! Loads and attaches the probes: the only place that knows aya's program types. Nothing is pinned, every link is a file
 //! descriptor of this process: however it ends, the kernel detaches all of it.
 
+use super::nginx::{NGINX_HOOKS, Uprobes};
 use super::plan::{PLAN, Row};
 use super::tables::{Listeners, Skip, Stops};
 use crate::kernel::fields::Globals;
 use crate::kernel::host::Rights;
 use crate::model::input::{HookState, HookStatus};
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, FExit, ProgramError, ProgramFd};
+use aya::programs::{BtfTracePoint, FExit, ProgramError, ProgramFd, UProbe};
 use aya::{Btf, Ebpf, EbpfError, EbpfLoader};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,6 +34,8 @@ pub enum LoadError {
     Lacks { what: &'static str, name: &'static str },
     #[error("map {map} of the probes' object: {source}")]
     Map { map: &'static str, source: MapError },
+    #[error("the uprobes of nginx: {source}")]
+    Nginx { source: Box<ProgramError> },
     #[error("probe {hook} is needed and does not work on this kernel: {why}")]
     Required { hook: &'static str, why: String },
 }
@@ -62,6 +65,8 @@ pub struct Probes {
     states: Vec<HookState>,
     /// A second descriptor of each loaded program, to read its statistics.
     fds: Vec<Option<OwnedFd>>,
+    /// This kernel has cookies for attachments.
+    cookies: bool,
     #[cfg(feature = "trace-log")]
     log: super::log::ProbeLog,
 }
@@ -88,6 +93,7 @@ impl Probes {
             ebpf,
             states: Vec::new(),
             fds: Vec::new(),
+            cookies: settings.globals.get(names::HAS_COOKIE) == Some(1),
         };
         for row in PLAN {
             let unwanted = settings.unwanted.iter().find(|(hook, _)| *hook == row.hook && !row.required);
@@ -180,6 +186,22 @@ impl Probes {
         Ok(Stops { stopping, counts: take(&mut self.ebpf, names::MAP_STOP_COUNTS)? })
     }
 
+    /// Handles of the uprobes, when all of them were loaded; only once.
+    pub fn nginx(&mut self) -> Result<Option<Uprobes>, LoadError> {
+        let loaded = NGINX_HOOKS.iter().all(|hook| self.states[*hook as usize] == HookState::Attached);
+        if !loaded {
+            return Ok(None);
+        }
+        let hits = take(&mut self.ebpf, names::MAP_NGINX_HITS)?;
+        let mut info = |hook: u32| match program(&mut self.ebpf, &PLAN[hook as usize])? {
+            Program::Nginx(p) => p.info().map_err(|source| LoadError::Nginx { source: Box::new(source) }),
+            _ => Err(LoadError::Lacks { what: "uprobe", name: PLAN[hook as usize].name() }),
+        };
+        let infos = [info(NGINX_HOOKS[0])?, info(NGINX_HOOKS[1])?];
+        let uprobes = Uprobes::new(infos, hits, self.cookies);
+        uprobes.map(Some).map_err(|source| LoadError::Nginx { source: Box::new(source) })
+    }
+
     /// Takes the map of cgroups to leave out; only once.
     pub fn skip(&mut self) -> Result<Skip, LoadError> {
         take::<HashMap<MapData, u64, u8>>(&mut self.ebpf, names::MAP_SKIP).map(Skip)
@@ -214,6 +236,7 @@ fn create(object: &[u8], settings: &Settings<'_>, btf: &Btf) -> Result<Ebpf, Loa
 enum Program<'a> {
     Tracepoint(&'a mut BtfTracePoint),
     FunctionExit(&'a mut FExit),
+    Nginx(&'a mut UProbe),
 }
 
 impl Program<'_> {
@@ -221,6 +244,7 @@ impl Program<'_> {
         match self {
             Program::Tracepoint(p) => p.load(place, btf),
             Program::FunctionExit(p) => p.load(place, btf),
+            Program::Nginx(p) => p.load(),
         }
     }
 
@@ -228,6 +252,7 @@ impl Program<'_> {
         match self {
             Program::Tracepoint(p) => p.fd(),
             Program::FunctionExit(p) => p.fd(),
+            Program::Nginx(p) => p.fd(),
         }
     }
 
@@ -235,6 +260,8 @@ impl Program<'_> {
         match self {
             Program::Tracepoint(p) => p.attach().map(drop),
             Program::FunctionExit(p) => p.attach().map(drop),
+            // To each nginx, when one is found: probes::nginx.
+            Program::Nginx(_) => Ok(()),
         }
     }
 
@@ -243,6 +270,7 @@ impl Program<'_> {
         let _ = match self {
             Program::Tracepoint(p) => p.unload(),
             Program::FunctionExit(p) => p.unload(),
+            Program::Nginx(p) => p.unload(),
         };
     }
 }
@@ -253,6 +281,7 @@ fn program<'a>(ebpf: &'a mut Ebpf, row: &Row) -> Result<Program<'a>, LoadError> 
     let found = match row.at() {
         At::Tracepoint => program.and_then(|p| p.try_into().ok()).map(Program::Tracepoint),
         At::FunctionExit => program.and_then(|p| p.try_into().ok()).map(Program::FunctionExit),
+        At::Nginx => program.and_then(|p| p.try_into().ok()).map(Program::Nginx),
     };
     found.ok_or(lacks)
 }
@@ -269,7 +298,7 @@ fn failed(row: &Row, step: &str, error: &ProgramError) -> Result<HookState, Load
     match row.at() {
         _ if row.required => Err(LoadError::Required { hook: row.name(), why }),
         At::FunctionExit => Ok(HookState::Skipped { why: format!("this kernel does not trace functions ({why})") }),
-        At::Tracepoint => Ok(HookState::Failed { why }),
+        At::Tracepoint | At::Nginx => Ok(HookState::Failed { why }),
     }
 }
 

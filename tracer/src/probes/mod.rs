@@ -3,6 +3,7 @@
 pub mod load;
 #[cfg(feature = "trace-log")]
 mod log;
+pub mod nginx;
 pub mod plan;
 pub mod tables;
 

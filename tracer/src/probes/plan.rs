@@ -76,6 +76,16 @@ pub const PLAN: &[Row] = &[
         "the same from the end of connect(2), which costs every system call of the node",
         "nothing that unix_stream_connect does not show",
     ),
+    want(
+        hook::NGX_LOG,
+        "what nginx itself says of a failure",
+        "nginx's own reason for a 502: kernel facts stand alone",
+    ),
+    want(
+        hook::NGX_ERROR_PAGE,
+        "the 5xx that nginx makes itself",
+        "the status that nginx answered: it is only said when a log tells",
+    ),
 ];
 
 const _: () = {
@@ -97,7 +107,7 @@ mod tests {
         for name in ["signal_generate", "inet_sock_set_state", "tcp_send_reset", "tcp_receive_reset"] {
             assert!(required.contains(&name), "{name}");
         }
-        // fexit is not there on every kernel.
+        // fexit is not there on every kernel, uprobes not with every right.
         assert!(PLAN.iter().all(|r| r.at() == At::Tracepoint || !r.required));
         assert!(PLAN.iter().all(|r| !r.why.is_empty() && !r.lost_without.is_empty()));
     }

@@ -85,6 +85,16 @@ pub fn timestamp(bytes: &[u8]) -> Option<m::BootNs> {
     u64::read(bytes.get(offset_of!(abi::Header, ts)..)?)
 }
 
+/// Where a log line's format is in its task's memory, when the record could not carry it.
+pub fn unread_format(bytes: &[u8]) -> Option<u64> {
+    let read = |offset: usize| bytes.get(offset..).and_then(u16::read);
+    let (kind, quality) = (read(offset_of!(abi::Header, kind))?, read(offset_of!(abi::Header, quality))?);
+    if kind != abi::kind::NGINX_LOG || quality & abi::quality::NO_FORMAT == 0 {
+        return None;
+    }
+    u64::read(bytes.get(offset_of!(abi::NginxLog, format_at)..)?).filter(|at| *at != 0)
+}
+
 /// Decodes one record; the caller gives the id.
 pub fn decode(bytes: &[u8], id: EventId) -> Result<Event, DecodeError> {
     let (what, needs) = match bytes.get(offset_of!(abi::Header, kind)..).and_then(u16::read) {

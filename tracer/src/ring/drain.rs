@@ -7,15 +7,19 @@
 use super::decode::{self, DecodeError};
 use super::reorder::{Released, Reorder, WINDOW};
 use crate::kernel::clock;
-use crate::model::event::{Event, EventKind};
+use crate::model::event::{Event, EventKind, Task};
 use crate::model::input::{LossFact, LossKind};
 use crate::model::{BootNs, EventId};
+use crate::sources::procfs;
 use aya::maps::{MapData, RingBuf};
 use std::collections::BTreeMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use why502_ebpf::NGINX_FORMAT;
 use why502_ebpf::names::{HOOKS, hook};
+use why502_ebpf::quality::NO_FORMAT;
 
 /// Records read in one go, so that a flood cannot starve what follows.
 const BATCH: usize = 65_536;
@@ -49,8 +53,20 @@ pub struct Sequencer {
 impl Sequencer {
     /// Takes one record, as bytes.
     pub fn push(&mut self, bytes: &[u8]) {
+        self.push_with(bytes, |_, _| None);
+    }
+
+    /// As [`Sequencer::push`]; `text` is asked for a string of a task's memory that its record could not carry.
+    fn push_with(&mut self, bytes: &[u8], text: impl FnOnce(&Task, u64) -> Option<String>) {
         match decode::decode(bytes, EventId(0)) {
-            Ok(event) => {
+            Ok(mut event) => {
+                let unread = decode::unread_format(bytes);
+                if let (EventKind::NginxLogged(logged), Some(at)) = (&mut event.kind, unread)
+                    && let Some(format) = text(&logged.task, at)
+                {
+                    logged.format = format;
+                    event.quality &= !NO_FORMAT;
+                }
                 self.newest = self.newest.max(event.at);
                 self.reorder.push(event.at, event);
             }
@@ -98,8 +114,6 @@ impl Sequencer {
 /// The hook that writes this kind of record.
 pub fn hook_of(kind: &EventKind) -> &'static str {
     let row = match kind {
-        EventKind::NginxLogged(_) => return "ngx_log_error_core",
-        EventKind::NginxErrorPage { .. } => return "ngx_http_special_response_handler",
         EventKind::SignalGenerated(_) => hook::SIGNAL_GENERATE,
         EventKind::SignalDelivered(_) => hook::SIGNAL_DELIVER,
         EventKind::Forked { .. } => hook::SCHED_PROCESS_FORK,
@@ -112,6 +126,8 @@ pub fn hook_of(kind: &EventKind) -> &'static str {
         EventKind::OomVictim { .. } => hook::MARK_VICTIM,
         EventKind::UnixDropped(_) => hook::KFREE_SKB,
         EventKind::UnixRefused(_) => hook::UNIX_STREAM_CONNECT,
+        EventKind::NginxLogged(_) => hook::NGX_LOG,
+        EventKind::NginxErrorPage { .. } => hook::NGX_ERROR_PAGE,
     };
     HOOKS[row as usize].name
 }
@@ -120,16 +136,17 @@ pub fn hook_of(kind: &EventKind) -> &'static str {
 pub struct Drain {
     ring: AsyncFd<RingBuf<MapData>>,
     sequencer: Sequencer,
+    root: PathBuf,
 }
 
 impl Drain {
-    /// Inside a tokio runtime with I/O enabled.
-    pub fn new(ring: RingBuf<MapData>) -> io::Result<Drain> {
+    /// Inside a tokio runtime with I/O enabled. `root`: where /proc is.
+    pub fn new(ring: RingBuf<MapData>, root: &Path) -> io::Result<Drain> {
         let sequencer = Sequencer { last_pass: clock::boot_ns(), ..Sequencer::default() };
         // SAFETY: the ring owns its map's descriptor and keeps the same one open until it is dropped, which is after or
         // with this registration: nothing takes it out.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
-        Ok(Drain { ring, sequencer })
+        Ok(Drain { ring, sequencer, root: root.to_owned() })
     }
 
     /// Returns when the probes wake the reader. Cancel-safe.
@@ -155,7 +172,9 @@ impl Drain {
         let ring = self.ring.get_mut();
         for _ in 0..BATCH {
             match ring.next() {
-                Some(record) => self.sequencer.push(&record),
+                Some(record) => self
+                    .sequencer
+                    .push_with(&record, |task, at| procfs::text_of(&self.root, task.key(), at, NGINX_FORMAT - 1)),
                 None => return false,
             }
         }

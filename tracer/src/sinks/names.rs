@@ -160,6 +160,7 @@ pub const QUALITY: &[(u16, &str)] = &[
     (bit::NO_NETNS, "no-netns"),
     (bit::NO_SK_CGROUP, "no-sk-cgroup"),
     (bit::NO_TCP_SOCK, "no-tcp-sock"),
+    (bit::NO_FORMAT, "no-format"),
 ];
 
 /// Level of a line in nginx's error log, as it stands there.

@@ -8,6 +8,7 @@ pub mod kube;
 mod kubelet;
 mod oci;
 pub mod procfs;
+pub mod program;
 pub mod root;
 pub mod running;
 pub mod runtimes;

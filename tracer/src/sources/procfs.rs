@@ -72,6 +72,36 @@ pub fn read_process(root: &Path, pid: u32, at: BootNs) -> io::Result<ProcessFact
     Reader::new(root).process(pid, at)?.map(|(fact, _)| fact).ok_or_else(gone)
 }
 
+/// When a process was started, in ticks; `None` when it is gone.
+pub fn start_ticks(root: &Path, pid: u32) -> Option<u64> {
+    let bytes = read(&root.join(format!("proc/{pid}/stat")), FILE_MAX).ok()?;
+    parse::stat(&bytes).map(|stat| stat.start_ticks)
+}
+
+/// A NUL-terminated text in the memory of a process, at most `max` bytes of it; `None` when the process is gone, is another
+/// one, or has nothing there.
+pub fn text_of(root: &Path, process: ProcKey, at: u64, max: usize) -> Option<String> {
+    use std::os::unix::fs::FileExt;
+    let memory = fs::File::open(root.join(format!("proc/{}/mem", process.tgid))).ok()?;
+    // Opened first: it stays the memory of the process whose start is read now.
+    start_ticks(root, process.tgid).filter(|start| *start == process.start_ticks)?;
+    let mut bytes = vec![0; max];
+    let mut have = 0;
+    // Up to the end of a page: what follows may not be there.
+    while have < max {
+        let here = at.checked_add(have as u64)?;
+        let page = usize::try_from(4096 - here % 4096).ok()?;
+        let want = max.min(have + page);
+        let Ok(n @ 1..) = memory.read_at(&mut bytes[have..want], here) else { break };
+        have += n;
+        if bytes[..have].contains(&0) {
+            break;
+        }
+    }
+    let text = bytes[..have].split(|b| *b == 0).next().filter(|text| !text.is_empty())?;
+    Some(String::from_utf8_lossy(text).into_owned())
+}
+
 /// The AF_UNIX paths that one php-fpm listens on; nothing when it is gone, or not a php-fpm. `at` as in [`scan`].
 pub fn unix_listeners_of(root: &Path, pid: u32, at: BootNs) -> Vec<UnixListenerFact> {
     let process = read_process(root, pid, at).ok().filter(is_php_fpm_process);

@@ -310,6 +310,12 @@ pub(crate) fn inputs() -> Vec<Input> {
         answered_after: 0,
         last_answered: None,
     }));
+    let probes = |state| {
+        Input::NginxProbes(NginxProbesFact { at: 202_950_000_000, process: key, exe: "/usr/sbin/nginx".into(), state })
+    };
+    inputs.push(probes(NginxProbesState::Attached));
+    inputs.push(probes(NginxProbesState::Detached { why: "9000 hits a second".into() }));
+    inputs.push(probes(NginxProbesState::Failed { why: "no symbols".into() }));
     inputs.push(Input::Tick { at: 203_000_000_000 });
     inputs.push(Input::Stopped { at: 204_500_000_000 });
     inputs

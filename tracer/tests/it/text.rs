@@ -234,7 +234,7 @@ fn events_as_lines() {
         "nginx[8593/1] --- SIGTERM {si_code=SI_USER} --- handler",
         "nginx[8593/1] forked nginx[8597/2]",
         "nginx[8593/1] execve(\"/usr/sbin/nginx\", [\"nginx\", \"-g\", \"daemon off;\\x1b[2J\", ...]) (no-ns-pid) (no-argv) \
-         (no-packet) (no-netns) (no-sk-cgroup) (no-tcp-sock)",
+         (no-packet) (no-netns) (no-sk-cgroup) (no-tcp-sock) (no-format)",
         "nginx[8597/1] +++ killed by SIGKILL +++",
         "tcp 10.0.3.7:80 <- 10.0.9.2:51514 ESTABLISHED -> FIN_WAIT1 rx=79 tx=600 by nginx[8597/1] exiting",
         "tcp 10.0.3.7:80 LISTEN -> CLOSE queue=0/0 by nginx[8597/1] exiting",

@@ -17,8 +17,8 @@ const PSEUDO_KFUNC_CALL: u8 = 2;
 /// LLVM's own library calls. bpf-linker keeps them in every object; as long as nothing calls them, no program holds them.
 const DEAD: [&str; 5] = ["memcpy", "memmove", "memset", "memcmp", "bcmp"];
 /// Kinds of programs that need only CAP_BPF and CAP_PERFMON, and nothing of tracefs. fexit needs BPF trampolines, so such a
-/// hook must be optional.
-const KINDS: [&str; 4] = ["tp_btf/", "raw_tp/", "raw_tracepoint/", "fexit/"];
+/// hook must be optional. So must a uprobe: it loads with the same rights and is attached with CAP_SYS_ADMIN only.
+const KINDS: [&str; 5] = ["tp_btf/", "raw_tp/", "raw_tracepoint/", "fexit/", "uprobe"];
 
 /// What the object holds, for the line that `build` prints.
 #[derive(Debug)]
