@@ -35,8 +35,13 @@ impl Dice {
         self.roll() & 1 == 1
     }
 
+    /// An index of so many.
+    pub fn below(&mut self, len: usize) -> usize {
+        usize::try_from(self.roll() % len.max(1) as u64).unwrap_or(0)
+    }
+
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
-        from[usize::try_from(self.roll() % from.len() as u64).unwrap_or(0)]
+        from[self.below(from.len())]
     }
 }
 

@@ -1,15 +1,20 @@
 //! One scenario as a test: beside a why502 of its own, whose recording must replay to the same lines.
 
+use super::dice::Dice;
 use super::figures::Figures;
 use super::layout::Draw;
 use super::play::{Part, Played, play};
+use super::recorded::{self, Recorded};
 use super::series::{Order, Series, eyes};
-use super::table;
+use super::{shape, table};
 use crate::guard;
+use crate::ledger::Claim;
 use crate::scene::Watch;
 use crate::tracer::binary;
 use anyhow::{Context, Result, ensure};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use why502::model::incident::Cause;
 
 /// Plays a scenario `RUNS` times (2), each on another layout; `words` are of [`super::WORDS`]. In fewer than 20 runs a
 /// single request that was missed passes, see [`crate::ledger::Comparison::complaints_in`].
@@ -32,7 +37,7 @@ pub fn live(name: &str, words: &[&str]) -> Result<()> {
         }
         let (one, watch) = beside(&binary()?, part)?;
         lost += one.lost();
-        bad.extend(judged(&one, watch, runs)?.into_iter().map(|c| format!("run {run}: {c}")));
+        bad.extend(judged(&one, watch, runs)?.0.into_iter().map(|c| format!("run {run}: {c}")));
     }
     println!("{name}: {lost} lost requests in {runs} runs, {} deviations", bad.len());
     ensure!(bad.is_empty(), "{}", bad.join("\n"));
@@ -50,12 +55,13 @@ pub(super) fn beside(why502: &Path, part: Part) -> Result<(Played, Watch)> {
     watch.and_then(|watch| Some((played.into_iter().next()?, watch))).context("one part was to be played")
 }
 
-fn judged(one: &Played, watch: Watch, runs: u64) -> Result<Vec<String>> {
+/// What is wrong, and all that was said of the site.
+fn judged(one: &Played, watch: Watch, runs: u64) -> Result<(Vec<String>, Vec<Claim>)> {
     let (part, made) = (&one.part, one.part.scenario.made);
-    let (result, _) = one.over.heard(part.scenario.name, watch, made, &|r, started| one.allowed(r, started))?;
+    let (result, said) = one.over.heard(part.scenario.name, watch, made, &|r, started| one.allowed(r, started))?;
     println!("{part}: {result}");
     let cause = part.scenario.cause;
-    let of_it = |c: &&crate::ledger::Claim| cause == Some(c.cause);
+    let of_it = |c: &&Claim| cause == Some(c.cause);
     let mut bad = result.complaints_in(runs);
     let claims: Vec<_> = result.verdicts.iter().map(|(_, c)| c).filter(of_it).collect();
     if let (Some(cause), true) = (cause, claims.is_empty()) {
@@ -64,6 +70,37 @@ fn judged(one: &Played, watch: Watch, runs: u64) -> Result<Vec<String>> {
     let other_sub =
         claims.iter().filter(|c| part.scenario.sub_cause.is_some_and(|s| c.sub_cause.as_deref() != Some(s)));
     bad.extend(other_sub.map(|c| format!("sub_cause {:?}: {c}", c.sub_cause)));
+    Ok((bad, said.claims(&one.over.site)))
+}
+
+/// Plays so many causes as they were kept, on the same layouts, and gives what is not as it was then: a recording that live
+/// runs no longer look like shows nothing.
+pub fn as_kept(plays: usize, seed: u64) -> Result<Vec<String>> {
+    let mut dice = Dice::new(seed);
+    let mut by_cause: BTreeMap<Cause, Vec<Recorded>> = BTreeMap::new();
+    for one in recorded::all(&recorded::place())? {
+        if let Some(cause) = one.ledgers.part.scenario.cause {
+            by_cause.entry(cause).or_default().push(one);
+        }
+    }
+    let mut causes: Vec<_> = by_cause.into_values().collect();
+    let mut bad = Vec::new();
+    let mut played = 0;
+    while played < plays && !causes.is_empty() {
+        let mut of_cause = causes.swap_remove(dice.below(causes.len()));
+        let kept = of_cause.swap_remove(dice.below(of_cause.len()));
+        let part = kept.ledgers.part.clone();
+        if let Some(why) = part.why_not() {
+            println!("{part}: skipped: {why}");
+            continue;
+        }
+        let (one, watch) = beside(&binary()?, part)?;
+        let (wrong, claims) = judged(&one, watch, 1)?;
+        let unlike = shape::unlike(&shape::of(&claims), &shape::of_heard(&kept.heard()));
+        bad.extend(wrong.into_iter().chain(unlike).map(|line| format!("{}: {line}", one.part)));
+        played += 1;
+    }
+    ensure!(played > 0, "nothing was played");
     Ok(bad)
 }
 

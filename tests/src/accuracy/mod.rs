@@ -8,6 +8,7 @@
 //! figures   what the plays add up to; report: as text and as a page
 //! live      one scenario as a test
 //! recorded  plays that were kept, and their replay; cut: a recording without what is not of its site
+//! shape     what the verdicts of a play look like as a whole
 //! series    the runner: one why502 for a round of plays
 //! ```
 
@@ -21,13 +22,14 @@ mod recorded;
 mod report;
 mod scenario;
 mod series;
+mod shape;
 mod table;
 
 pub use crate::scene::LIMIT;
 pub use dice::{Dice, new_seed};
 pub use figures::{Figures, wilson};
 pub use layout::{Draw, Layout, SIDES, WORDS};
-pub use live::{drawn, live};
+pub use live::{as_kept, drawn, live};
 pub use play::{Ledgers, Part, Played, play};
 pub use recorded::{Recorded, all as recordings, figures as replayed, kept, place, record, replay};
 pub use report::{REMARKS, Setting, page, text};
