@@ -4,7 +4,8 @@
 //! ```text
 //! launch   a command as PID 1 of a container: netns, cgroup, pid and mount namespace
 //! cgroup   kubepods-like paths in the v2 hierarchy
-//! net      network namespaces and veth pairs; tun: a path with delay, loss, duplicates, reordering
+//! net      network namespaces and veth pairs; tun: a path with delay, loss, duplicates, reordering;
+//!          nat: a node that translates addresses
 //! pod      containers; nginx, php: their configurations; site: client, edge and pod put together
 //! runtime  pods run by real dockerd and containerd
 //! scene    a site under load: what scenarios stop, and what is compared
@@ -31,6 +32,7 @@ pub mod kubelet;
 pub mod launch;
 pub mod ledger;
 pub mod load;
+pub mod nat;
 pub mod net;
 pub mod nginx;
 #[path = "../../tracer/tests/it/pairs.rs"]

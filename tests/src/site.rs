@@ -2,6 +2,7 @@
 
 use crate::guard::Dir;
 use crate::ledger::Claim;
+use crate::nat::{Nat, Node};
 use crate::net::{Link, Netns, veth};
 use crate::nginx::{Nginx, NginxConf};
 use crate::php::{self, Fpm, FpmConf, Served};
@@ -27,6 +28,8 @@ pub struct SiteConf {
     pub replica: bool,
     /// The path into the pod goes through a tun forwarder; else through a veth pair.
     pub trouble: Option<Trouble>,
+    /// The edge reaches the pod by a Service's address, which a node between them translates. For sites with an edge.
+    pub nat: Option<Nat>,
     /// nginx and php-fpm in one container, under a supervisord with default priorities: `Site::nginx` is that container,
     /// `Site::fpm` is `None`.
     pub supervised: bool,
@@ -45,6 +48,7 @@ pub struct Site {
     pub edge: Option<Edge>,
     pub replica: Option<Replica>,
     pub tun: Option<Tun>,
+    pub node: Option<Node>,
     pub pod: Pod,
     pub client: Netns,
     /// Into the pod: `right` are the pod's addresses.
@@ -132,13 +136,12 @@ impl Site {
         let pod = Pod::with("pod", conf.pod)?;
         let edge_pod = conf.edge.map(|_| Pod::new("edge")).transpose()?;
         let before_pod = edge_pod.as_ref().map_or(&client, |p| &p.netns);
-        let (tun, link) = match conf.trouble {
-            None => (None, veth(before_pod, &pod.netns)?),
-            Some(trouble) => {
-                let tun = Tun::join(before_pod, &pod.netns, trouble)?;
-                let link = tun.link;
-                (Some(tun), link)
-            }
+        let tun = conf.trouble.map(|trouble| Tun::join(before_pod, &pod.netns, trouble)).transpose()?;
+        let node = conf.nat.map(|nat| Node::join(before_pod, &pod.netns, nat, conf.nginx.port)).transpose()?;
+        let link = match (&tun, &node) {
+            (Some(tun), _) => tun.link,
+            (None, Some(node)) => node.link,
+            (None, None) => veth(before_pod, &pod.netns)?,
         };
         let (nginx, fpm, php) = match &conf.fpm {
             Some(fpm) if conf.supervised => {
@@ -160,7 +163,8 @@ impl Site {
                 let front = veth(&client, &edge_pod.netns)?;
                 let addr = |link: &Link| SocketAddr::new(link.right4.into(), conf.nginx.port);
                 let other = replica.as_ref().map(|other| addr(&other.link));
-                let nginx = Nginx::start_proxy(&edge_pod, &dir, "edge", addr(&link), other, keepalive)?;
+                let to = node.as_ref().map_or(addr(&link), |node| node.service);
+                let nginx = Nginx::start_proxy(&edge_pod, &dir, "edge", to, other, keepalive)?;
                 Some(Edge { nginx, pod: edge_pod, link: front })
             }
             _ => None,
@@ -169,7 +173,7 @@ impl Site {
         let sidecar = || Nginx::start_proxy(&pod, &dir, "sidecar", behind, None, 16);
         let sidecar = conf.sidecar.then(sidecar).transpose()?;
         let port = if sidecar.is_some() { 80 } else { conf.nginx.port };
-        Ok(Self { nginx, fpm, sidecar, edge, replica, tun, pod, client, link, dir, php, port })
+        Ok(Self { nginx, fpm, sidecar, edge, replica, tun, node, pod, client, link, dir, php, port })
     }
 
     /// The pod's port, nginx's or its sidecar's, by IPv4 or IPv6. Reached from the client unless there is an edge.

@@ -192,8 +192,9 @@ pub struct Exit {
     pub _reserved: u32,
 }
 
-/// `inet_sock_set_state`: a listener that opened or closed, or the first transition out of ESTABLISHED of a connection
-/// that may have been left unanswered. net/ipv4/af_inet.c.
+/// `inet_sock_set_state`: a listener that opened or closed, the first transition out of ESTABLISHED of a connection
+/// that may have been left unanswered, or the close of a requesting end that got the other one's FIN and no answer.
+/// net/ipv4/af_inet.c.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct TcpState {
@@ -340,6 +341,10 @@ pub struct TcpNotice {
     pub side: u8,
     pub _reserved: [u8; 2],
     pub total_retrans: u32,
+    /// `snd_una - bytes_acked` and `rcv_nxt - bytes_received`: where both directions began. With the other end of the
+    /// connection they have in common what address translation leaves alone.
+    pub first_sent: u32,
+    pub first_received: u32,
 }
 
 /// `mark_victim`: the OOM killer chose this task. mm/oom_kill.c `mark_oom_victim()`.
@@ -491,7 +496,7 @@ layout! {
     TcpState = 16 + 72 + 40 + 40 + 52 + 12, 8;
     Digest = 64, 8;
     ResetSent = 16 + 72 + 64 + 16 + 40 + 24 + 16 + 8, 8;
-    TcpNotice = 16 + 32 + 40 + 8, 8;
+    TcpNotice = 16 + 32 + 40 + 16, 8;
     OomVictim = 16 + 72, 8;
     PortKey = 8, 4;
     Stopping = 16, 8;

@@ -3,7 +3,9 @@
 //! Listeners that open and close, and the first transition out of ESTABLISHED: there the socket still tells which side
 //! spoke last. Runs a few times per connection on the whole node, so it returns early: answered connections are only
 //! counted, and a connection that the server side closed first leaves a digest for a reset that may come later. Once a
-//! container was told to stop, connections that are established are looked at as well (`stops`).
+//! container was told to stop, connections that are established are looked at as well (`stops`). A requesting end that got
+//! the server's FIN in place of an answer is looked at once more when its process closes it: who that was, and whether it
+//! did so by exiting, is not known at the FIN.
 
 use crate::emit::{count, emit};
 use crate::kernel::sock::{self, TcpInfo, state};
@@ -42,6 +44,9 @@ unsafe fn run(ctx: &BtfTracePointContext) {
         return count(HOOK, counter::UNINTERESTING);
     }
     let refused = old == state::SYN_SENT && new == state::CLOSE;
+    if old == state::CLOSE_WAIT && (new == state::LAST_ACK || new == state::CLOSE) {
+        return closed_after_eof(ctx, old, new);
+    }
     if !listener && !closing && !refused {
         return count(HOOK, counter::UNINTERESTING);
     }
@@ -72,6 +77,32 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     } else {
         connection_closing(sk, tp, cgroup, &tuple, &info, old, new);
     }
+}
+
+/// The other end closed first. What was answered, and the server's end of a connection that its client left, end here.
+#[inline(always)]
+unsafe fn closed_after_eof(ctx: &BtfTracePointContext, old: u8, new: u8) {
+    let Some(sk) = arg::pointer(ctx, 0) else {
+        return count(HOOK, counter::BAD_ARG);
+    };
+    let Some(tp) = sock::tcp(sk) else {
+        return count(HOOK, counter::UNINTERESTING);
+    };
+    let info = sock::info(tp);
+    // The FIN is counted as a received byte. A tie is a short answer far more often than none.
+    let unanswered = info.bytes_received <= 1 || (info.lsndtime.wrapping_sub(info.lrcvtime) as i32) > 0;
+    if info.bytes_sent == 0 || !unanswered || sock::err(sk) != 0 {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    let tuple = sock::tuple(sk, sock::sport_of_tcp(tp));
+    if super::listens(tuple.netns, tuple.lport) {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    let cgroup = sock::cgroup_id(sk);
+    if maps::skipped(cgroup) {
+        return count(HOOK, counter::SKIPPED);
+    }
+    emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, &info, old, new, side::CLIENT));
 }
 
 #[inline(always)]

@@ -62,6 +62,8 @@ unsafe fn write_notice(p: *mut TcpNotice, sk: *const u8, tp: *const u8, state: u
     put!(p, _reserved[0] = 0);
     put!(p, _reserved[1] = 0);
     put!(p, total_retrans = sock::total_retrans(tp));
+    put!(p, first_sent = sock::snd_una(tp).wrapping_sub(sock::bytes_acked(tp) as u32));
+    put!(p, first_received = info.rcv_nxt.wrapping_sub(info.bytes_received as u32));
     0
 }
 

@@ -129,7 +129,7 @@ pub struct LossWindow {
 
 /// Time-ordered entries with a key; the oldest go first.
 #[derive(Debug)]
-struct Recent<K: Ord + Clone, V> {
+pub(super) struct Recent<K: Ord + Clone, V> {
     map: BTreeMap<K, (BootNs, V)>,
     order: VecDeque<(BootNs, K)>,
 }
@@ -142,7 +142,7 @@ impl<K: Ord + Clone, V> Default for Recent<K, V> {
 
 impl<K: Ord + Clone, V> Recent<K, V> {
     /// Returns how many were thrown out before their time.
-    fn insert(&mut self, at: BootNs, key: K, value: V) -> u64 {
+    pub(super) fn insert(&mut self, at: BootNs, key: K, value: V) -> u64 {
         self.map.insert(key.clone(), (at, value));
         self.order.push_back((at, key));
         let mut early = 0;
@@ -162,13 +162,10 @@ impl<K: Ord + Clone, V> Recent<K, V> {
         early
     }
 
-    fn get(&self, key: &K) -> Option<&(BootNs, V)> {
+    pub(super) fn get(&self, key: &K) -> Option<&(BootNs, V)> {
         self.map.get(key)
     }
 }
-
-/// Both ends of a connection, the server's first.
-type Ends = (std::net::IpAddr, u16, std::net::IpAddr, u16);
 
 /// See the module.
 #[derive(Default)]
@@ -183,8 +180,6 @@ pub struct History {
     listener_closes: Recent<EventId, Task>,
     /// Connections that the peer ended while a request was open, by the master of the server that waited.
     left: Recent<ProcKey, EventId>,
-    /// With the namespace of the requesting end.
-    gave_up: Recent<Ends, (EventId, Task, u32)>,
     losses: VecDeque<LossWindow>,
     /// What the OOM killer chose lately.
     oom: VecDeque<OomMark>,
@@ -232,11 +227,6 @@ impl History {
 
     pub fn reset_sent(&mut self, event: EventId, at: BootNs, reset: &ResetSent) {
         self.evicted += self.resets.insert(at, reset.tuple, (event, reset.clone()));
-    }
-
-    /// The requesting end of a connection closed it while waiting; `ends` as the server sees them.
-    pub fn requester_gave_up(&mut self, event: EventId, at: BootNs, tuple: &Tuple, task: &Task) {
-        self.evicted += self.gave_up.insert(at, tuple.flipped(), (event, task.clone(), tuple.netns));
     }
 
     /// The nginx of this master had a connection to a server of its own network namespace.
@@ -348,16 +338,6 @@ impl History {
     pub fn reset_of(&self, tuple: &Tuple, since: BootNs) -> Option<(EventId, BootNs, &ResetSent)> {
         let (at, (event, reset)) = self.resets.get(tuple)?;
         (*at >= since).then_some((*event, *at, reset))
-    }
-
-    /// Who on this node closed the requesting end of a connection that ended at `at`, and when. Both ends change state
-    /// within a round trip; an older entry is another connection of the same addresses. Loopback addresses mean
-    /// something only within their namespace.
-    pub fn gave_up(&self, tuple: &Tuple, at: BootNs) -> Option<(BootNs, EventId, &Task)> {
-        let (t, (event, task, netns)) = self.gave_up.get(&tuple.ends())?;
-        let near = at.abs_diff(*t) < 1_000_000_000;
-        let reachable = !tuple.remote_ip.is_loopback() || *netns == tuple.netns;
-        (near && reachable).then_some((*t, *event, task))
     }
 
     /// Losses whose time touches `from..=to`.

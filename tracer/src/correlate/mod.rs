@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod detect;
+pub mod ends;
 pub mod history;
 pub mod lost;
 pub mod nginx;
@@ -19,6 +20,7 @@ use crate::model::input::Started;
 use crate::model::time::WallClock;
 use crate::model::{Input, Output};
 use answer::Closer;
+use ends::Ends;
 use history::{History, LossWindow, Upstream};
 use lost::{Evidence, Lost};
 use nginx::{Nginx, Upshot};
@@ -59,6 +61,7 @@ pub struct Tally {
 struct World {
     table: Table,
     history: History,
+    ends: Ends,
     clock: WallClock,
     started: Option<Started>,
     ready: Option<BootNs>,
@@ -73,6 +76,7 @@ impl World {
         View {
             table: &self.table,
             history: &self.history,
+            ends: &self.ends,
             stops: &self.stops,
             sources: &self.sources,
             pods: &self.pods,
@@ -103,6 +107,7 @@ impl Engine {
             world: World {
                 table: Table::new(Limits::default()),
                 history: History::default(),
+                ends: Ends::default(),
                 clock: WallClock::default(),
                 started: None,
                 ready: None,
@@ -159,8 +164,8 @@ impl Engine {
     }
 
     pub fn tally(&self) -> Tally {
-        let World { history, table, stops, pods, .. } = &self.world;
-        let evicted = history.evicted() + table.evicted() + stops.dropped() + pods.evicted();
+        let World { history, ends, table, stops, pods, .. } = &self.world;
+        let evicted = history.evicted() + ends.evicted() + table.evicted() + stops.dropped() + pods.evicted();
         Tally { evicted, ..self.tally }
     }
 
@@ -184,11 +189,14 @@ impl Engine {
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {
                     self.world.history.listener_closed(event.id, at, &s.task);
                 }
-                if s.side == Side::Client && s.oldstate == tcp::ESTABLISHED {
-                    self.world.history.requester_gave_up(event.id, at, &s.tuple, &s.task);
-                    self.upstream(event, s);
+                if s.side == Side::Client {
+                    self.world.ends.closed(event.id, at, s);
+                    if s.oldstate == tcp::ESTABLISHED {
+                        self.upstream(event, s);
+                    }
                 }
             }
+            EventKind::ResetReceived(n) => self.world.ends.reset(event.id, at, n),
             _ => {}
         }
         self.world.stops.observe(event, &self.world.table, &self.world.history);
@@ -206,6 +214,11 @@ impl Engine {
             (&lost.evidence, &lost.server)
         {
             self.world.history.client_left(lost.event, at, server.key);
+        }
+        if let (Evidence::Close { closer: Closer::Local, .. }, Some(server)) = (&lost.evidence, &lost.server)
+            && server.exiting
+        {
+            self.world.ends.lost_by_exit(at, server.key);
         }
         let server = explain::server::of(&lost, &self.world.view());
         self.world.stops.lost(server.master, &lost);

@@ -5,6 +5,7 @@ use super::kube::Told;
 use super::server::Server;
 use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
+use crate::correlate::ends::End;
 use crate::correlate::history::{ExitFact, OomMark, Signal, Upstream, sig};
 use crate::correlate::lost::{Conn, ErrorMade, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
 use crate::correlate::nginx::{Failed, Page};
@@ -23,6 +24,9 @@ pub const BESIDE_FAILED_COMMAND: &str = "beside-failed-command";
 const BESIDE_PAGE: &str = "beside-nginx-answered";
 /// Likewise: what shows that the whole pod is being stopped.
 pub const BESIDE_POD_STOP: &str = "beside-the-stop-of-the-pod";
+/// Likewise: what the requesting end of the connection saw, and what may have been it.
+const BESIDE_REQUESTER: &str = "beside-the-requesting-end";
+const BESIDE_PROBABLE_REQUESTER: &str = "beside-a-probable-requesting-end";
 
 /// A link before its times are written out.
 #[derive(Clone, Debug)]
@@ -254,6 +258,21 @@ impl Chain {
     pub fn requester_ended(&mut self, event: EventId, at: BootNs, task: &Task, view: &View) {
         let text = format!("{} had the other end of this connection, and closed it by exiting", describe(task, view));
         self.push(event, at, "tcp-close", "a-proxy-of-this-server", Some(process_ref(task, view)), text);
+    }
+
+    /// What the requesting end of this connection saw; `sure`: that it is its other end.
+    pub fn requester(&mut self, end: &End, sure: bool, text: String, view: &View) {
+        let rule = if sure { BESIDE_REQUESTER } else { BESIDE_PROBABLE_REQUESTER };
+        let kind = if end.task.is_some() { "tcp-close" } else { "reset-received" };
+        self.push(end.event, end.at, kind, rule, end.task.as_ref().map(|t| process_ref(t, view)), text);
+        // Next to the loss, which it shows from the other side.
+        let last = self.links.len() - 1;
+        self.links[1.min(last)..].rotate_right(1);
+    }
+
+    /// Whether a link of it is this event.
+    pub fn names(&self, event: EventId) -> bool {
+        self.links.iter().any(|l| l.event == Cited::Event(event))
     }
 
     /// A preStop hook that was running: the pod is being stopped, and its container's stop signal waits.

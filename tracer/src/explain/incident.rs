@@ -2,14 +2,13 @@
 
 use super::said::{self, container_of, pod_of};
 use super::server::Server;
-use super::{Finding, View, advice};
-use crate::correlate::answer::Closer;
+use super::{Finding, View, advice, layers};
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Conn, Evidence, Lost, RefusedAt};
 use crate::correlate::nginx::Upshot;
 use crate::identity::{ContainerInfo, Place};
 use crate::model::event::BootNs;
-use crate::model::incident::{self, Bound, Cause, Incident, Loss, Missing, Requester, Requests, Response, SCHEMA};
+use crate::model::incident::{self, Bound, Cause, Incident, Loss, Missing, Requests, Response, SCHEMA};
 use std::collections::BTreeMap;
 
 /// What is no part of the finding.
@@ -40,10 +39,6 @@ pub fn assemble(
     let from = finding.chain.earliest().saturating_sub(super::confidence::BEFORE_NS);
     missing.extend(said::missing(container, from, decided_at, view));
     let (node, boot_id) = view.started.map_or((String::new(), String::new()), |s| (s.node.clone(), s.boot_id.clone()));
-    // Only a requester that closed first leaves a record; for other losses an entry could only be an older connection's.
-    let gave_up = matches!(lost.evidence, Evidence::Close { closer: Closer::PeerFin, .. });
-    let requester =
-        lost.tcp().filter(|_| gave_up).and_then(|t| view.history.gave_up(t, lost.at)).map(|(_, _, task)| task);
     Incident {
         kind: "incident".into(),
         schema: SCHEMA,
@@ -66,17 +61,7 @@ pub fn assemble(
             count: 1,
             bound: if lost.tcp().is_some_and(|t| tls_port(t.local_port)) { Bound::AtLeast } else { Bound::Exact },
         },
-        requester: Requester {
-            ip: lost.tcp().map(|t| t.remote_ip),
-            port: lost.tcp().map(|t| t.remote_port),
-            kind: "unknown".into(),
-            container: unix_requester(lost, view).map(|c| c.container.id.clone()).or_else(|| {
-                requester.and_then(|t| match view.table.place(t) {
-                    Place::Container(c) => Some(c.container.id.clone()),
-                    _ => None,
-                })
-            }),
-        },
+        requester: layers::requester(lost, server, view),
         server: incident::Server {
             ip: lost.tcp().map(|t| t.local_ip),
             port: lost.tcp().map(|t| t.local_port),
@@ -111,7 +96,7 @@ fn response(lost: &Lost, upshot: &Upshot) -> Response {
 }
 
 /// The container of the nginx behind an AF_UNIX connection.
-fn unix_requester<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo> {
+pub(super) fn unix_requester<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v ContainerInfo> {
     let cgroup = match &lost.evidence {
         Evidence::UnixClose { dropped, .. } => (dropped.client_cgroup, 0),
         Evidence::UnixRefused { what, .. } => (what.task.cgroup, what.task.cgroup_v1),

@@ -15,6 +15,7 @@ mod incident;
 mod keepalive;
 mod killed;
 pub mod kube;
+mod layers;
 mod nginx;
 mod oom;
 mod pod;
@@ -30,6 +31,7 @@ mod supervisor;
 mod unix;
 mod upstream;
 
+use crate::correlate::ends::Ends;
 use crate::correlate::history::History;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::correlate::nginx::Nginx;
@@ -59,6 +61,8 @@ pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
 pub struct View<'a> {
     pub table: &'a Table,
     pub history: &'a History,
+    /// Requesting ends of connections.
+    pub ends: &'a Ends,
     /// Stops under way, and what was seen of them.
     pub stops: &'a Stops,
     /// Sources of facts from outside the kernel.
@@ -133,7 +137,8 @@ pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>)
     let server = server::of(lost, view);
     let earlier = view.nginx.marked_by(lost);
     let judged = earlier.unwrap_or(lost);
-    let findings = match (&judged.evidence, requester::died_with_it(judged, &server, view)) {
+    let elsewhere = requester::died_with_it(judged, &server, view).or_else(|| layers::elsewhere(lost, &server, view));
+    let findings = match (&judged.evidence, elsewhere) {
         (_, Some(elsewhere)) => vec![elsewhere],
         // No kernel knows of it: nothing but what nginx said.
         (Evidence::ErrorMade(made), None) => vec![upstream::own(judged, made, &server, view)],
@@ -151,6 +156,7 @@ pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>)
     if winner.cause != Cause::PrestopFailed {
         prestop::note(&mut winner.chain, lost, &server, view);
     }
+    layers::beside(&mut winner.chain, lost, view);
     incident::assemble(winner, also_matched, lost, &server, view, incident::Told { decided_at, stop, upshot })
 }
 

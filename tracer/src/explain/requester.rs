@@ -35,12 +35,13 @@ fn finding(lost: &Lost, server: &Server, view: &View, cause: Cause, value: f64, 
 /// The requesting side's FIN came while the request was open: a user who left, or an edge that lost patience.
 pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
     let Evidence::Close { closer: Closer::PeerFin, .. } = &lost.evidence else { return None };
-    let Some((at, _, task)) = view.history.gave_up(lost.tcp()?, lost.at) else {
+    let end = view.ends.gave_up(lost);
+    let Some((at, task)) = end.and_then(|end| Some((end.at, end.task.as_ref()?))) else {
         let mut f =
             finding(lost, server, view, Cause::ClientAbort, 0.6, "the requesting side gave up before the answer");
         f.missing.push(Missing {
             fact: "requester".into(),
-            effect: "the requesting process is not on this node: whether it timed out or was itself left is not known"
+            effect: "no process of this node is known to have had the other end: whether it timed out or was itself left is not known"
                 .into(),
         });
         return Some(f);

@@ -56,7 +56,8 @@ pub fn requester_gone(lost: &Lost, server: &Server, view: &View) -> Option<Findi
     if server.kind != Kind::Nginx || !server.sure {
         return None;
     }
-    let (at, event, task) = view.history.gave_up(lost.tcp()?, lost.at)?;
+    let end = view.ends.gave_up(lost)?;
+    let task = end.task.as_ref()?;
     let proxy = task.key();
     // An exiting task has no namespaces any more. A pod's nginx that loses requests is judged at its own sockets.
     let here = view.table.process(&proxy)?.netns == lost.netns();
@@ -67,7 +68,7 @@ pub fn requester_gone(lost: &Lost, server: &Server, view: &View) -> Option<Findi
     let stop = PodStop::of(&proxy, signal, &server.master?, lost.at, view)?;
     let mut chain = Chain::new(lost.at);
     chain.loss(lost, server, view);
-    chain.requester_ended(event, at, task, view);
+    chain.requester_ended(end.event, end.at, task, view);
     if let Some(exit) = view.history.exit_of(&proxy).filter(|e| e.at <= lost.at) {
         chain.exit(exit, "sockets-are-closed-by-exit", view);
     }

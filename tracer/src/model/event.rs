@@ -316,6 +316,12 @@ pub struct TcpNotice {
     pub bytes_received: u64,
     pub bytes_sent: u64,
     pub total_retrans: u32,
+    /// Where both directions began, as sequence numbers: `snd_una - bytes_acked`, which is the initial one of an end that
+    /// connected, and `rcv_nxt - bytes_received`, the byte after the other end's. Absent in older recordings.
+    #[serde(default)]
+    pub first_sent: Option<u32>,
+    #[serde(default)]
+    pub first_received: Option<u32>,
 }
 
 /// `kfree_skb` of what a closing AF_UNIX stream socket had in its receive queue (`unix_release_sock()`): bytes that the

@@ -148,6 +148,11 @@ pub struct Requester {
     pub kind: String,
     /// Container id when the requester is on this node.
     pub container: Option<String>,
+    /// Its pod.
+    pub pod: Option<Pod>,
+    /// How it is known to be the requester: `addresses`, `sequence-numbers`, `address-and-time` (then it is only probable, and
+    /// named in the chain alone). Null: no record of the requesting end.
+    pub known_by: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

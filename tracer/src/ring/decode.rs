@@ -334,6 +334,7 @@ fn reset_sent(r: Reader<'_>) -> Result<m::ResetSent, DecodeError> {
 
 fn tcp_notice(r: Reader<'_>) -> Result<m::TcpNotice, DecodeError> {
     fields!(r, abi::TcpNotice: sk, sk_cgroup, bytes_received, bytes_sent, state, total_retrans);
+    fields!(r, abi::TcpNotice: first_sent, first_received);
     Ok(m::TcpNotice {
         sk,
         sk_cgroup,
@@ -343,6 +344,8 @@ fn tcp_notice(r: Reader<'_>) -> Result<m::TcpNotice, DecodeError> {
         bytes_received,
         bytes_sent,
         total_retrans,
+        first_sent: Some(first_sent),
+        first_received: Some(first_received),
     })
 }
 

@@ -292,7 +292,10 @@ impl Block {
         let offsets: Vec<String> = i.chain.iter().map(|link| milliseconds(link.offset_us)).collect();
         let width = offsets.iter().map(String::len).max().unwrap_or(0);
         let ids = i.chain.iter().map(|link| escape(&link.id).chars().count()).max().unwrap_or(0);
-        for (n, (link, offset)) in i.chain.iter().zip(&offsets).rev().enumerate() {
+        let mut links: Vec<_> = i.chain.iter().zip(&offsets).rev().collect();
+        // What the requesting end saw of the loss came after it.
+        links.sort_by_key(|(link, _)| link.rule.starts_with("beside-") && link.offset_us > 0);
+        for (n, (link, offset)) in links.into_iter().enumerate() {
             let lead = format!("{offset:>width$} ms  {:<ids$}  ", escape(&link.id));
             self.hanging(if n == 0 { "how" } else { "" }, &lead, &link.text);
         }

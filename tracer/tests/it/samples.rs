@@ -119,6 +119,8 @@ fn notice() -> TcpNotice {
         bytes_received: 0,
         bytes_sent: 0,
         total_retrans: 1,
+        first_sent: Some(41),
+        first_received: None,
     }
 }
 
@@ -361,6 +363,8 @@ pub(crate) fn incident() -> Incident {
             port: Some(51514),
             kind: "edge".into(),
             container: None,
+            pod: None,
+            known_by: Some("sequence-numbers".into()),
         },
         server: Server { ip: Some(IpAddr::from([10, 0, 3, 7])), port: Some(80), path: None, netns: 4_026_532_210 },
         age_ms: Some(2412),

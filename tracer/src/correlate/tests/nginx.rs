@@ -257,6 +257,10 @@ fn a_timeout_is_nobodys_death() {
             tuple,
             bytes_sent: if side == Side::Client { 544 } else { 0 },
             bytes_received: if side == Side::Client { 0 } else { 545 },
+            // The two ends of one connection began at the same numbers.
+            rcv_nxt: if side == Side::Client { 5001 } else { 1546 },
+            snd_una: if side == Side::Client { 1000 } else { 5001 },
+            bytes_acked: 0,
             task: by,
             ..state()
         })

@@ -69,6 +69,11 @@ fn leaves(node: &mut Node, at: u64, by: &Task) {
         newstate: tcp::FIN_WAIT1,
         sk_cgroup: SIDE,
         task: by.clone(),
+        // The numbers of nginx's end, from here.
+        snd_una: state().rcv_nxt - state().bytes_received as u32 - 1,
+        bytes_acked: 0,
+        rcv_nxt: state().snd_una - state().bytes_acked as u32,
+        bytes_received: 0,
         ..state()
     };
     node.event(at, EventKind::TcpState(closes));

@@ -185,6 +185,7 @@ fn notice(kind: u16) -> Record {
     r.u64(offset_of!(T, sk), 1).u64(offset_of!(T, sk_cgroup), 2).u64(offset_of!(T, bytes_received), 3);
     r.u64(offset_of!(T, bytes_sent), 4).tuple(offset_of!(T, tuple), MAPPED, V6);
     r.u8(offset_of!(T, state), 2).u8(offset_of!(T, side), 0).u32(offset_of!(T, total_retrans), 5);
+    r.u32(offset_of!(T, first_sent), 6).u32(offset_of!(T, first_received), 7);
     r
 }
 
@@ -333,6 +334,8 @@ fn notices() {
         bytes_received: 3,
         bytes_sent: 4,
         total_retrans: 5,
+        first_sent: Some(6),
+        first_received: Some(7),
     };
     assert_eq!(notice(abi::kind::RESET_RECEIVED).decode().kind, EventKind::ResetReceived(want.clone()));
     assert_eq!(notice(abi::kind::SYN_RETRANSMIT).decode().kind, EventKind::SynRetransmitted(want));
@@ -343,18 +346,18 @@ fn lengths_that_do_not_fit_are_named() {
     assert_eq!(decode(&[1, 2, 3], EventId(1)), Err(DecodeError::NoHeader { len: 3 }));
     let mut unknown = notice(abi::kind::RESET_RECEIVED);
     unknown.put(offset_of!(abi::Header, kind), &999u16.to_ne_bytes());
-    assert_eq!(unknown.error(), DecodeError::UnknownKind { kind: 999, len: 96 });
+    assert_eq!(unknown.error(), DecodeError::UnknownKind { kind: 999, len: 104 });
     let mut short = notice(abi::kind::RESET_RECEIVED);
     short.0.truncate(90);
-    let bad = |len, says| DecodeError::BadLength { what: "reset_received", len, says, needs: 96 };
-    assert_eq!(short.error(), bad(90, 96));
+    let bad = |len, says| DecodeError::BadLength { what: "reset_received", len, says, needs: 104 };
+    assert_eq!(short.error(), bad(90, 104));
     let mut lying = notice(abi::kind::RESET_RECEIVED);
     lying.put(offset_of!(abi::Header, len), &90u16.to_ne_bytes());
-    assert_eq!(lying.error(), bad(96, 90));
+    assert_eq!(lying.error(), bad(104, 90));
     // A later version may append.
     let mut longer = notice(abi::kind::RESET_RECEIVED);
     longer.0.extend([0; 8]);
-    longer.put(offset_of!(abi::Header, len), &104u16.to_ne_bytes());
+    longer.put(offset_of!(abi::Header, len), &112u16.to_ne_bytes());
     longer.decode();
 }
 
