@@ -47,8 +47,9 @@ pub fn live(name: &str, words: &[&str]) -> Result<()> {
 /// Plays one part beside a why502 of its own, which is started when the site stands.
 pub(super) fn beside(why502: &Path, part: Part) -> Result<(Played, Watch)> {
     let mut watch = None;
+    let uprobes = part.draw.layout.uprobes;
     let played = play(&[part], |sites| {
-        let eyes = eyes(sites[0].dir.path())?;
+        let eyes = eyes(sites[0].dir.path(), uprobes)?;
         watch = Some(Watch::by(why502, sites[0].dir.join("watch.rec"), &eyes.each_ref().map(String::as_str))?);
         Ok(())
     })?;

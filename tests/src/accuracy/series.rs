@@ -210,10 +210,16 @@ impl Series {
         ])
     }
 
-    fn round(&mut self, casts: Vec<Cast>, drawn: bool) -> Result<()> {
+    fn round(&mut self, mut casts: Vec<Cast>, drawn: bool) -> Result<()> {
         let dir = Dir::new()?;
         let recording = dir.join("round.rec");
-        let eyes = eyes(dir.path())?;
+        // Every second round has no probes in nginx, unless one side was asked for.
+        let uprobes = match self.order.layout.iter().rfind(|word| word.ends_with("uprobes")) {
+            Some(word) => word == "uprobes",
+            None => self.rounds.is_multiple_of(2),
+        };
+        casts.iter_mut().flatten().for_each(|part| part.draw.layout.uprobes = uprobes);
+        let eyes = eyes(dir.path(), uprobes)?;
         let args = eyes.iter().map(OsStr::new).chain(["--record".as_ref(), recording.as_os_str()]);
         let watch = Tracer::watch(&self.why502, &args.collect::<Vec<_>>())?;
         let kind = if drawn { "drawn" } else { "in turn" };
@@ -361,11 +367,12 @@ fn slice(recording: &Path, from: u64, to: u64, out: &Path) -> Result<()> {
 
 /// What `why502 watch` is told for a series: failed connects to unix sockets are seen by every kernel this way, and only this
 /// way by some; the commands of hooks are in the spec alone.
-pub(super) fn eyes(dir: &Path) -> Result<[String; 4]> {
+pub(super) fn eyes(dir: &Path, uprobes: bool) -> Result<[String; 6]> {
     let spec = dir.join("pod.json");
     std::fs::write(&spec, pod_spec())?;
     let spec = spec.display().to_string();
-    Ok(["--unix-connect".into(), "syscalls".into(), "--pod-spec".into(), spec])
+    let uprobes = if uprobes { "auto" } else { "off" }.into();
+    Ok(["--unix-connect".into(), "syscalls".into(), "--uprobes".into(), uprobes, "--pod-spec".into(), spec])
 }
 
 /// Of the pods: a hook that is mistyped, and one that waits, as two scenarios run them.

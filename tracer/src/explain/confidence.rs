@@ -148,7 +148,8 @@ fn maybe_idle_tls(lost: &Lost) -> bool {
 
 /// What such a hook shows is either there or not; no verdict rests on not having seen it.
 pub fn additional(hook: &str) -> bool {
-    matches!(hook, "kfree_skb" | "unix_stream_connect" | "sys_exit")
+    let of_nginx = ["ngx_log_error_core", "ngx_http_special_response_handler"];
+    matches!(hook, "kfree_skb" | "unix_stream_connect" | "sys_exit") || of_nginx.contains(&hook)
 }
 
 fn hooks(finding: &mut Finding, started: Option<&Started>) {
