@@ -96,15 +96,15 @@ impl Program {
         Ok(places)
     }
 
-    /// The same file as it is in a layer below the overlay, where the runtime's layers can be reached through the root of
-    /// PID 1: who holds it so keeps no container's mount busy.
+    /// The same file as it is in a layer below the overlay, where the runtime's layers can be reached, from here or through
+    /// the root of PID 1: who holds it so keeps no container's mount busy.
     pub fn below_overlay(&self, root: &Path, pid: u32) -> Option<OwnedFd> {
         let mounts = text(&root.join(format!("proc/{pid}/mountinfo"))).ok()?;
         let (point, layers) = layers(&mounts, self.mount)?;
         let inner = Path::new(&self.exe).strip_prefix(&point).ok()?;
         let init = root.join("proc/1/root");
-        layers.iter().find_map(|layer| {
-            let path = init.join(layer.strip_prefix('/')?).join(inner);
+        let from = |dir: &Path, layer: &str| Some(dir.join(layer.strip_prefix('/')?).join(inner));
+        layers.iter().flat_map(|layer| [from(root, layer), from(&init, layer)]).flatten().find_map(|path| {
             // Only named, not opened: it may be anything.
             let fd = rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).ok()?;
             let file = File::from(fd);
