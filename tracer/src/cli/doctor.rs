@@ -8,7 +8,7 @@ use crate::kernel::btf;
 use crate::kernel::host::{CAPABILITIES, Host, Mounts, Rights};
 use crate::live::{Live, Options};
 use crate::model::Input;
-use crate::model::input::{Degraded, HookState, HookStatus, Started};
+use crate::model::input::{Degraded, HookState, HookStatus, NginxProbesFact, NginxProbesState, Started};
 use crate::sinks::escape::escape;
 use crate::sources::kube::{Examined, examine};
 use crate::sources::runtimes::{self, Found, Wish};
@@ -59,6 +59,8 @@ struct Report {
     tracefs: Option<String>,
     hooks: Vec<HookStatus>,
     degraded: Vec<Degraded>,
+    /// Each nginx that runs, and whether the uprobes see it.
+    nginx: Vec<NginxProbesFact>,
     runtimes: Vec<RuntimeSocket>,
     /// Null: not asked.
     kubernetes: Option<Examined>,
@@ -97,9 +99,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     report.runtimes = runtimes(root, &args.runtime.wish()?)?;
     report.kubernetes = ask(kube, &report.node)?;
     match super::host::refuse().and_then(|()| try_probes()) {
-        Ok(started) => {
+        Ok((started, nginx)) => {
             report.hooks = started.hooks;
             report.degraded = started.degraded;
+            report.nginx = nginx;
             report.ok = true;
         }
         Err(err) => report.error = Some(format!("{err:#}")),
@@ -144,6 +147,7 @@ fn look(root: &Path) -> Report {
         tracefs: mounts.tracefs.as_deref().map(path),
         hooks: Vec::new(),
         degraded: Vec::new(),
+        nginx: Vec::new(),
         runtimes: Vec::new(),
         kubernetes: None,
     }
@@ -167,19 +171,21 @@ fn ask(kube: Kube, node: &str) -> anyhow::Result<Option<Examined>> {
 }
 
 /// Loads, attaches, checks, detaches: what `watch` would say at its start.
-fn try_probes() -> anyhow::Result<Started> {
+fn try_probes() -> anyhow::Result<(Started, Vec<NginxProbesFact>)> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
     runtime.block_on(async {
         let mut live = Live::start(Options::default()).await?;
         let first = live.next_batch().await;
         live.stop();
-        first
-            .into_iter()
-            .find_map(|input| match input {
-                Input::Started(started) => Some(started),
-                _ => None,
-            })
-            .context("the live source did not say how it started")
+        let (mut started, mut nginx) = (None, Vec::new());
+        for input in first {
+            match input {
+                Input::Started(fact) => started = Some(fact),
+                Input::NginxProbes(fact) => nginx.push(fact),
+                _ => {}
+            }
+        }
+        Ok((started.context("the live source did not say how it started")?, nginx))
     })
 }
 
@@ -229,6 +235,16 @@ fn text(report: &Report) -> String {
             HookState::Failed { why } => format!("failed: {why}"),
         };
         row(if n == 0 { "probes" } else { "" }, &format!("{:<20} {state}", hook.hook));
+    }
+    for (n, nginx) in report.nginx.iter().enumerate() {
+        let state = match &nginx.state {
+            NginxProbesState::Attached => "seen by uprobes".to_string(),
+            NginxProbesState::Detached { why } | NginxProbesState::Failed { why } => {
+                format!("not seen by uprobes: {why}")
+            }
+        };
+        let line = format!("{} (pid {}) {state}", nginx.exe, nginx.process.tgid);
+        row(if n == 0 { "nginx" } else { "" }, &line);
     }
     for (n, d) in report.degraded.iter().enumerate() {
         row(if n == 0 { "degraded" } else { "" }, &format!("{}: {}", d.id, d.text));
