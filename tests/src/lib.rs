@@ -32,6 +32,7 @@ pub mod kubelet;
 pub mod launch;
 pub mod ledger;
 pub mod load;
+pub mod memory;
 pub mod nat;
 pub mod net;
 pub mod nginx;

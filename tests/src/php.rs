@@ -163,6 +163,8 @@ impl Files {
             "-n".into(),
             "-d".into(),
             STACK.into(),
+            "-d".into(),
+            FFI.into(),
             "-F".into(),
             "-y".into(),
             config.into(),
@@ -245,6 +247,8 @@ fn render(conf: &FpmConf, listen: &str) -> String {
 
 /// PHP 8.3 and later end a recursion in time; older ones do not know the setting.
 const STACK: &str = "zend.max_allowed_stack_size=-1";
+/// For pools that load it; a pool cannot set it.
+const FFI: &str = "ffi.enable=1";
 
 /// `common.php` writes a line when a request starts and one when its script has ended: one write(2) with O_APPEND each,
 /// so lines of several children never mix.
@@ -272,6 +276,16 @@ const SCRIPTS: &[(&str, &str)] = &[
     ("status.php", "http_response_code((int)($_GET['code'] ?? 200)); echo \"status\\n\"; ledger('end');\n"),
     // Recursion through C, until the stack is gone.
     ("crash.php", "function f() { array_map('f', [1]); }\nf();\n"),
+    // Through a library call, as an extension would.
+    ("exit.php", "FFI::cdef('void _exit(int);')->_exit((int)($_GET['status'] ?? 1));\n"),
+    // More and more, without PHP's own limit.
+    (
+        "takes.php",
+        "ini_set('memory_limit', '-1');\n$all = [];\nfor ($i = 0; $i < 1024; $i++) $all[] = str_repeat('x', 1 << 20);\n\
+         ledger('end');\n",
+    ),
+    // One call into C that takes longer than anybody waits.
+    ("busy.php", "hash_pbkdf2('sha256', 'x', 'y', 2000000000);\nledger('end');\n"),
     (
         "drip.php",
         "$n = (int)($_GET['n'] ?? 5);\nfor ($i = 0; $i < $n; $i++) {\n    echo str_repeat('.', 64), \"\\n\"; \

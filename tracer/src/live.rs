@@ -26,7 +26,7 @@ use crate::probes::load::{LoadError, Probes, Settings};
 use crate::probes::tables::{Listeners, Skip, Stops, TableError};
 use crate::ring::counters::{Counters, HookTotals};
 use crate::ring::drain::{Batch, Drain};
-use crate::sources::{cgroups, kube, procfs, runtimes};
+use crate::sources::{cgroups, kube, memory, procfs, runtimes};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -147,6 +147,7 @@ pub struct Live {
     stopping: stop_counters::Watch,
     filter: filter::Filter,
     resolver: cgroups::Resolver,
+    memory: memory::Memory,
     seen: facts::Seen,
     own: check::Own,
     reasons: BTreeMap<u32, String>,
@@ -207,6 +208,7 @@ impl Live {
         let at = clock::boot_ns();
         let scan = procfs::scan(root, at).map_err(io("cannot scan the host's processes"))?;
         let known = resolver.snapshot(clock::boot_ns());
+        let memory = memory::Memory::start(&resolver, at);
         for l in &scan.listeners {
             listeners.add(l.netns, l.port, started)?;
         }
@@ -270,6 +272,7 @@ impl Live {
             stopping: stop_counters::Watch::default(),
             filter,
             resolver,
+            memory,
             seen,
             own,
             pending,
@@ -452,7 +455,12 @@ impl Live {
         event.id = EventId(self.next_id);
         self.next_id += 1;
         self.unticked = true;
+        let oom = match &event.kind {
+            EventKind::OomVictim { task } => self.memory.look(&self.root, task, &mut self.resolver, now),
+            _ => None,
+        };
         out.push(Input::Event(event));
+        out.extend(oom.map(Input::Memory));
     }
 
     /// A host cgroup in which a server was started meanwhile is watched again.

@@ -5,6 +5,7 @@ use super::scenario::{Known, Marks, Scenario};
 use crate::guard::boot_ns;
 use crate::ledger::{self, Claim, Comparison, Rules};
 use crate::load::Request;
+use crate::memory::Limit;
 use crate::nginx::Upstream;
 use crate::php::Served;
 use crate::scene::{Over, Scene};
@@ -34,6 +35,9 @@ impl Part {
         let layout = &self.draw.layout;
         let tini =
             std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join("tini").is_file());
+        if let (Some(Cause::OomKilled), Some(why)) = (self.scenario.cause, Limit::lacks()) {
+            return Some(why);
+        }
         match (layout.together, layout.tini) {
             (true, _) => supervised::binary().err().map(|e| e.to_string()),
             (false, true) if !tini => Some("tini is not installed (apt-get install tini)".into()),

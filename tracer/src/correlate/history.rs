@@ -2,7 +2,7 @@
 //! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
 
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, Tuple};
-use crate::model::input::{LossKind, SpecFact};
+use crate::model::input::{LossKind, MemoryFact, SpecFact};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
@@ -10,6 +10,8 @@ pub const KEEP_NS: u64 = 120_000_000_000;
 const MAX_ENTRIES: usize = 65_536;
 /// Signals kept per target: the first ones and the last ones of a flood.
 const MAX_SIGNALS: usize = 64;
+/// The files are read when the mark is drained.
+const MEMORY_NS: u64 = 5_000_000_000;
 /// Victims of the OOM killer: with memory.oom.group a container's processes go at once.
 const MAX_OOM: usize = 1_024;
 /// Containers of pod specs.
@@ -183,6 +185,8 @@ pub struct History {
     losses: VecDeque<LossWindow>,
     /// What the OOM killer chose lately.
     oom: VecDeque<OomMark>,
+    /// What the memory controller said of them.
+    memory: VecDeque<MemoryFact>,
     /// The pod whose processes were last seen in a network namespace, and since when.
     netns_pods: BTreeMap<u32, (BootNs, String)>,
     specs: Vec<SpecFact>,
@@ -271,6 +275,20 @@ impl History {
         // A thread may be what is marked; older kernels tell no more than its pid.
         let process = |t: &Task| if t.tgid == 0 { t.pid } else { t.tgid };
         self.oom.iter().rev().find(|m| process(&m.task) == key.tgid && at.abs_diff(m.at) < 1_000_000_000)
+    }
+
+    /// What the memory controller's files said after this choice of the OOM killer.
+    pub fn memory(&mut self, fact: &MemoryFact) {
+        if self.memory.len() >= MAX_OOM {
+            self.memory.pop_front();
+        }
+        self.memory.push_back(fact.clone());
+    }
+
+    pub fn memory_of(&self, mark: &OomMark) -> Option<&MemoryFact> {
+        let pid = if mark.task.tgid == 0 { mark.task.pid } else { mark.task.tgid };
+        let of_it = |m: &&MemoryFact| m.victim == pid && m.at >= mark.at && m.at - mark.at < MEMORY_NS;
+        self.memory.iter().rev().find(of_it)
     }
 
     pub fn was_oom_victim(&self, key: &ProcKey, at: BootNs) -> bool {

@@ -147,6 +147,7 @@ impl Engine {
                 count: l.count,
             }),
             Input::StopCounters(counters) => self.world.stops.counters(counters),
+            Input::Memory(fact) => self.world.history.memory(fact),
             Input::Spec(spec) if spec.pod_uid.is_some() => self.world.pods.spec(spec),
             Input::Spec(spec) => self.world.history.spec(spec),
             Input::Source(fact) => self.world.sources.observe(fact),

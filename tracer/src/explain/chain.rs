@@ -28,6 +28,9 @@ pub const BESIDE_POD_STOP: &str = "beside-the-stop-of-the-pod";
 const BESIDE_REQUESTER: &str = "beside-the-requesting-end";
 const BESIDE_PROBABLE_REQUESTER: &str = "beside-a-probable-requesting-end";
 
+/// Likewise: what shows that a master goes on after one of its children has ended.
+const BESIDE_GOES_ON: &str = "beside-its-master-goes-on";
+
 /// A link before its times are written out.
 #[derive(Clone, Debug)]
 struct Proto {
@@ -141,7 +144,7 @@ impl Chain {
     /// A child that took the place of the one that ended: its master goes on.
     pub fn replaced(&mut self, child: &Process, event: EventId, at: BootNs, view: &View) {
         let text = format!("its master started another child, {}, in its place", child.key.tgid);
-        self.push(event, at, "fork", "replaced-by-its-master", Some(process_ref_of(child, view)), text);
+        self.push(event, at, "fork", BESIDE_GOES_ON, Some(process_ref_of(child, view)), text);
     }
 
     pub fn listener_closed(&mut self, closed: &ListenerClosed, address: &str, view: &View) {

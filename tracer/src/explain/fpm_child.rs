@@ -140,7 +140,7 @@ pub fn crashed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
             (format!("crashed ({})", sig::name(s.what.signal)), None)
         }
         // TERM is raised again by php itself when its master sends it.
-        (Some(sig::KILL), Some(s)) => {
+        (Some(sig::KILL), Some(s)) if !s.by_kernel() => {
             chain.signal(s, "killed-by-this-signal", view);
             ("killed itself (SIGKILL)".into(), Some("exited"))
         }

@@ -8,8 +8,10 @@ use super::server::{Kind, Server};
 use super::{Finding, View};
 use crate::correlate::history::{ExitFact, OomMark, Signal, sig};
 use crate::correlate::lost::Lost;
+use crate::identity::container;
 use crate::model::event::{BootNs, ProcKey};
 use crate::model::incident::{Cause, Missing, Trigger};
+use crate::model::input::{Hierarchy, MemoryLevel};
 
 /// A shell or an init passes the end of its only child on within this time.
 const PASSED_ON_NS: u64 = 1_000_000_000;
@@ -55,19 +57,76 @@ pub fn killed(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
         true => String::new(),
         false => format!(", and {} went with it", server.name()),
     };
-    let summary = format!("the kernel's OOM killer ended {}{after}", describe(target, view));
+    let limit = limit(&story, view);
+    let why = limit.as_ref().map(|l| format!(": {}", l.text)).unwrap_or_default();
+    let summary = format!("the kernel's OOM killer ended {}{after}{why}", describe(target, view));
+    let mut missing = Vec::new();
+    if limit.is_none() {
+        missing.push(Missing {
+            fact: "memory-events".into(),
+            effect: "whose limit was hit (the container's, its pod's, the node's) is not known".into(),
+        });
+    }
     Some(Finding {
         cause: Cause::OomKilled,
-        sub_cause: None,
+        sub_cause: limit.map(|l| l.sub_cause),
         trigger: Trigger::Oom,
         chain,
         confidence,
         summary,
-        missing: vec![Missing {
-            fact: "memory-events".into(),
-            effect: "whose limit was hit (the container's, its pod's, the node's) is not known".into(),
-        }],
+        missing,
     })
+}
+
+/// Whose memory had run out.
+struct Limit {
+    sub_cause: &'static str,
+    text: String,
+}
+
+/// The nearest limit above the victim that an allocation failed at; the node's memory where none did. `None`: not known.
+fn limit(story: &Story, view: &View) -> Option<Limit> {
+    let fact = view.history.memory_of(story.mark)?;
+    let hit = fact.levels.iter().position(|l| l.limit.is_some() && l.hits > 0);
+    // Who runs into a cgroup's limit is in that cgroup, and is who ends its victim.
+    let what = &story.kill.what;
+    let outside = !view.table.same_container(&what.sender.key(), &what.target.key());
+    let domain = match hit {
+        // v1 also counts allocations that failed at first only: a victim of somebody else is none of that limit.
+        Some(level) if fact.hierarchy == Hierarchy::V1 && outside && of_a_container(&fact.levels[level]) => {
+            return None;
+        }
+        Some(level) => &fact.levels[..=level],
+        None if fact.complete => &fact.levels[..],
+        None => return None,
+    };
+    let of = match hit {
+        Some(level) => {
+            let level = &fact.levels[level];
+            let mib = level.limit.unwrap_or(0) >> 20;
+            match (of_a_container(level), container::pod_uid(&level.path).is_some()) {
+                (true, _) => ("container-limit", format!("its container's limit of {mib} MiB was reached")),
+                (_, true) => ("pod-limit", format!("its pod's limit of {mib} MiB was reached")),
+                _ => ("limit-above", format!("the limit of {mib} MiB of a group above its container was reached")),
+            }
+        }
+        None => ("node", "the node had no memory left".to_string()),
+    };
+    Some(match domain.iter().any(|l| l.group) {
+        true => Limit { sub_cause: "oom-group", text: format!("{}, and memory.oom.group ends all of it", of.1) },
+        false => Limit { sub_cause: of.0, text: of.1 },
+    })
+}
+
+fn of_a_container(level: &MemoryLevel) -> bool {
+    container::parse(&level.path).is_some()
+}
+
+/// The limit of the container that a process of it was killed at, in bytes: for advice.
+pub fn container_limit(key: &ProcKey, until: BootNs, view: &View) -> Option<u64> {
+    let (_, mark) = marked(key, until, view)?;
+    let fact = view.history.memory_of(mark)?;
+    fact.levels.iter().find(|l| l.hits > 0 && of_a_container(l))?.limit
 }
 
 fn story<'v>(closer: &ProcKey, until: BootNs, server: &Server, view: &'v View) -> Option<Story<'v>> {

@@ -33,6 +33,7 @@ const ORDER: &[Cause] = &[
     Cause::KeepaliveRace,
     Cause::UpstreamResponseInvalid,
     Cause::RequesterReset,
+    Cause::FpmPoolExhausted,
     Cause::EdgeTimeout,
     Cause::ClientAbort,
     Cause::DeliberateClose,

@@ -7,7 +7,7 @@ use super::{Finding, View};
 use crate::correlate::answer::{self, Clause, Closer};
 use crate::correlate::history::sig;
 use crate::correlate::lost::{Evidence, Lost};
-use crate::identity::Role;
+use crate::identity::{Process, Role};
 use crate::model::event::ProcKey;
 use crate::model::incident::{Cause, Missing, Trigger};
 
@@ -86,6 +86,9 @@ pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
         return Some(f);
     }
     let passed_on = view.history.last_client_left(&edge).is_some_and(|(t, _)| t <= at && at - t < PASSED_ON_NS);
+    if !passed_on && waited_in_php_fpms_queue(lost, server, view) {
+        return Some(pool_exhausted(lost, server, view));
+    }
     Some(if passed_on {
         finding(
             lost,
@@ -105,6 +108,23 @@ pub fn gave_up(lost: &Lost, server: &Server, view: &View) -> Option<Finding> {
             "the edge gave up waiting and closed the connection before the answer",
         )
     })
+}
+
+/// It was still in the accept queue when it was given up, and nobody had told php-fpm to end, which then takes nothing more.
+fn waited_in_php_fpms_queue(lost: &Lost, server: &Server, view: &View) -> bool {
+    let Evidence::Close { state, .. } = &lost.evidence else { return false };
+    server.kind == Kind::PhpFpm && !state.accepted && !server.told_to_end(view, lost.at)
+}
+
+/// All children were busy for as long as nginx waited (fastcgi_read_timeout), and it answered 504.
+fn pool_exhausted(lost: &Lost, server: &Server, view: &View) -> Finding {
+    let there = |p: &&Process| p.alive() && p.born.is_none_or(|born| born < lost.at);
+    let children = server.master.map_or(0, |m| view.table.children(&m).filter(there).count());
+    let waited = lost.age_ms.map(|ms| format!(" for {:.1} s", ms as f64 / 1e3)).unwrap_or_default();
+    let text = format!(
+        "no child of php-fpm took this request{waited}: all of them ({children}) were busy, and nginx gave up waiting"
+    );
+    finding(lost, server, view, Cause::FpmPoolExhausted, 0.9, &text)
 }
 
 /// Both ends of the connection were killed in one moment, with their container: the request was lost once, and nginx's own

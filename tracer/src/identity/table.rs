@@ -93,6 +93,7 @@ impl Table {
             | Input::Clock { .. }
             | Input::Loss(_)
             | Input::StopCounters(_)
+            | Input::Memory(_)
             | Input::Spec(_)
             | Input::Source(_)
             | Input::Kube(_)

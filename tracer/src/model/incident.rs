@@ -54,7 +54,7 @@ ids! {
         SidecarGoneFirst = "sidecar-gone-first", FpmListenQueueFull = "fpm-listen-queue-full",
         FpmChildCrash = "fpm-child-crash", FpmChildKilled = "fpm-child-killed",
         FpmRequestTerminateTimeout = "fpm-request-terminate-timeout", PhpHardTimeout = "php-hard-timeout",
-        OomKilled = "oom-killed",
+        OomKilled = "oom-killed", FpmPoolExhausted = "fpm-pool-exhausted",
         ClientAbort = "client-abort", EdgeTimeout = "edge-timeout", RequesterReset = "requester-reset",
         DeliberateClose = "deliberate-close", Unexplained = "unexplained",
     }
@@ -62,7 +62,14 @@ ids! {
 impl Cause {
     /// Recognised, never blamed on the server: reported only when asked for.
     pub fn not_the_server(self) -> bool {
-        matches!(self, Cause::ClientAbort | Cause::EdgeTimeout | Cause::RequesterReset | Cause::DeliberateClose)
+        matches!(
+            self,
+            Cause::FpmPoolExhausted
+                | Cause::ClientAbort
+                | Cause::EdgeTimeout
+                | Cause::RequesterReset
+                | Cause::DeliberateClose
+        )
     }
 }
 ids! {

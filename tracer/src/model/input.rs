@@ -28,6 +28,8 @@ pub enum Input {
     },
     Loss(LossFact),
     StopCounters(StopCounters),
+    /// The memory of a cgroup of which the OOM killer has just taken a process.
+    Memory(MemoryFact),
     /// What a pod spec says about stopping one container.
     Spec(SpecFact),
     /// What a container runtime says about one container.
@@ -181,6 +183,33 @@ pub struct StopCounters {
     /// it; and when the last of these answers was sent, to a tick (1 to 10 ms).
     pub answered_after: u64,
     pub last_answered: Option<BootNs>,
+}
+
+/// Read from the memory controller's files right after `mark_victim`: whose limit it was is in no event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryFact {
+    pub at: BootNs,
+    /// Host pid of the process that the OOM killer chose.
+    pub victim: u32,
+    pub hierarchy: Hierarchy,
+    /// The victim's cgroup and those above it, without the hierarchy's root, which has no limit.
+    pub levels: Vec<MemoryLevel>,
+    /// Every level could be read.
+    pub complete: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryLevel {
+    /// Below the hierarchy's root.
+    pub path: String,
+    /// Bytes: `memory.max`, v1 `memory.limit_in_bytes`. `None`: no limit.
+    pub limit: Option<u64>,
+    /// How often an allocation failed at this limit since it was last looked at: `oom` of `memory.events.local`; v1
+    /// `memory.failcnt` and its like, which also counts what was helped by giving caches back, and at least 1 when its usage has once
+    /// reached a limit.
+    pub hits: u64,
+    /// `memory.oom.group`: all processes of it are killed at once.
+    pub group: bool,
 }
 
 /// Something was not seen. `count` more since the last fact of this hook and kind.

@@ -254,6 +254,7 @@ pub fn time_of(input: &Input) -> BootNs {
         Input::Cgroup(fact) => fact.at,
         Input::Loss(fact) => fact.to,
         Input::StopCounters(fact) => fact.at,
+        Input::Memory(fact) => fact.at,
         Input::Spec(fact) => fact.at,
         Input::Container(fact) => fact.seen_at,
         Input::Source(fact) => fact.at,

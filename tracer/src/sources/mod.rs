@@ -6,6 +6,7 @@ mod cri;
 mod docker;
 pub mod kube;
 mod kubelet;
+pub mod memory;
 mod oci;
 pub mod procfs;
 pub mod program;

@@ -143,6 +143,11 @@ fn every_cause_that_live_runs_gave_is_in_a_recording() {
         Cause::NginxNotListening,
         Cause::PrestopFailed,
         Cause::SidecarGoneFirst,
+        Cause::FpmChildCrash,
+        Cause::FpmChildKilled,
+        Cause::FpmRequestTerminateTimeout,
+        Cause::PhpHardTimeout,
+        Cause::OomKilled,
     ] {
         assert!(seen.contains_key(&cause), "no recording of {cause}: {seen:?}");
     }

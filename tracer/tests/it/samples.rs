@@ -318,6 +318,14 @@ pub(crate) fn inputs() -> Vec<Input> {
     inputs.push(probes(NginxProbesState::Attached));
     inputs.push(probes(NginxProbesState::Detached { why: "9000 hits a second".into() }));
     inputs.push(probes(NginxProbesState::Failed { why: "no symbols".into() }));
+    let level = |path: &str, limit, hits| MemoryLevel { path: path.into(), limit, hits, group: false };
+    inputs.push(Input::Memory(MemoryFact {
+        at: 202_950_000_000,
+        victim: 8597,
+        hierarchy: Hierarchy::V2,
+        levels: vec![level("/kubepods/pod1/c", Some(64 << 20), 1), level("/kubepods/pod1", None, 0)],
+        complete: true,
+    }));
     inputs.push(Input::Tick { at: 203_000_000_000 });
     inputs.push(Input::Stopped { at: 204_500_000_000 });
     inputs

@@ -1,6 +1,7 @@
 //! All scenarios. Each produces its cause; what else is lost on the way is judged as well.
 
 pub(super) mod absent;
+mod children;
 mod controls;
 mod ended;
 mod inits;
@@ -14,7 +15,7 @@ use super::scenario::Scenario;
 
 /// Every scenario that has a cause, and then the controls.
 pub fn all() -> Vec<&'static Scenario> {
-    [nginx::ALL, races::ALL, php::ALL, queues::ALL, absent::ALL, ended::ALL, inits::ALL, controls::ALL]
+    [nginx::ALL, races::ALL, php::ALL, queues::ALL, children::ALL, absent::ALL, ended::ALL, inits::ALL, controls::ALL]
         .into_iter()
         .flatten()
         .collect()

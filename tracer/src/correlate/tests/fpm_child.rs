@@ -4,7 +4,8 @@ use super::unix::{child, fpm, only, pod, rules};
 use super::{Node, S, exiting, master, task};
 use crate::model::event::{EventKind, SI_KERNEL, SigInfo, SignalGenerated, Task};
 use crate::model::incident::Trigger;
-use crate::model::{Cause, Incident, Level};
+use crate::model::input::{Hierarchy, MemoryFact, MemoryLevel};
+use crate::model::{Cause, Incident, Input, Level};
 
 const MS: u64 = 1_000_000;
 const T: u64 = 200 * S;
@@ -203,4 +204,75 @@ fn an_nginx_worker_that_the_oom_killer_takes() {
     let i = one(&mut node);
     assert_eq!(verdict(&i), (Cause::OomKilled, None, Trigger::Oom, Level::Certain), "{i:#?}");
     assert_eq!(master().tgid, task().ppid);
+}
+
+const CONTAINER: &str = "/kubepods/burstable/pod11111111-2222-3333-4444-555555555555/";
+
+/// The OOM killer takes child 1, which is current itself; then the memory controller's files are read.
+fn oom(hierarchy: Hierarchy, hits: [u64; 3], group: bool, complete: bool) -> Incident {
+    let mut node = pod(true);
+    let what = SignalGenerated {
+        signal: KILL,
+        code: SI_KERNEL,
+        si_pid: 0,
+        info: SigInfo::Kernel,
+        result: 0,
+        group: true,
+        sender: child(1),
+        target: child(1),
+    };
+    node.event(T, EventKind::SignalGenerated(what)).marked(T + 1_000, child(1));
+    let container = format!("{CONTAINER}{}", "c".repeat(64));
+    let level = |path: &str, limit, hits, group| MemoryLevel { path: path.into(), limit, hits, group };
+    let levels = vec![
+        level(&container, Some(96 << 20), hits[0], group),
+        level(CONTAINER.trim_end_matches('/'), Some(128 << 20), hits[1], false),
+        level("/kubepods", Some(1 << 30), hits[2], false),
+    ];
+    node.inputs.push(Input::Memory(MemoryFact { at: T + 2_000, victim: child(1).tgid, hierarchy, levels, complete }));
+    one(node.cut(T + MS, KILL))
+}
+
+#[test]
+fn whose_memory_had_run_out() {
+    let sub = |i: &Incident| i.sub_cause.clone();
+    for (hits, group, want) in [
+        ([1, 0, 0], false, "container-limit"),
+        ([1, 1, 0], false, "container-limit"),
+        ([0, 1, 0], false, "pod-limit"),
+        ([0, 0, 3], false, "limit-above"),
+        ([0, 0, 0], false, "node"),
+        ([1, 0, 0], true, "oom-group"),
+        ([0, 0, 0], true, "oom-group"),
+    ] {
+        for hierarchy in [Hierarchy::V1, Hierarchy::V2] {
+            let i = oom(hierarchy, hits, group, true);
+            assert_eq!(
+                (i.cause, sub(&i).as_deref(), i.confidence.level),
+                (Cause::OomKilled, Some(want), Level::Certain)
+            );
+            assert!(!i.missing.iter().any(|m| m.fact == "memory-events"), "{:?}", i.missing);
+            assert!(i.also_matched.is_empty(), "{:?}", i.also_matched);
+        }
+    }
+    // What could not be read may have been it.
+    let i = oom(Hierarchy::V2, [0, 0, 0], false, false);
+    assert_eq!((sub(&i), i.missing.iter().any(|m| m.fact == "memory-events")), (None, true));
+}
+
+#[test]
+fn advice_against_the_oom_killer() {
+    let i = oom(Hierarchy::V2, [1, 0, 0], false, true);
+    let ids: Vec<&str> = i.advice.iter().map(|a| a.id.as_str()).collect();
+    assert_eq!(ids, ["memory-limit", "fpm-memory"]);
+    assert_eq!(
+        (i.advice[1].value, i.advice[1].unit.as_deref()),
+        (Some(32), Some("MiB")),
+        "96 MiB, two children, a master"
+    );
+    let i = oom(Hierarchy::V2, [1, 0, 0], true, true);
+    assert!(i.advice.iter().any(|a| a.id == "single-process-oom-kill"));
+    let i = oom(Hierarchy::V2, [0, 0, 0], false, true);
+    let ids: Vec<&str> = i.advice.iter().map(|a| a.id.as_str()).collect();
+    assert_eq!((ids, i.advice[1].value), (vec!["memory-request", "fpm-memory"], None));
 }

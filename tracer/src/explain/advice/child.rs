@@ -2,6 +2,7 @@
 
 use super::items::{advice, seconds};
 use super::{Facts, MARGIN_S};
+use crate::explain::server::Kind;
 use crate::model::incident::Advice;
 
 pub fn find_the_crash(exited: bool) -> Advice {
@@ -62,24 +63,66 @@ pub fn hard_timeout() -> Advice {
     )
 }
 
-pub fn memory(fpm: bool) -> Vec<Advice> {
-    let mut set = vec![advice(
-        "memory-limit",
-        "pod-spec",
-        "resources.limits.memory of the container",
-        "more memory than the container takes at most",
-        &[],
-        "the kernel ends a process when the limit is reached and nothing can be given back",
-    )];
-    if fpm {
+pub fn memory(sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
+    let fpm = f.kind == Some(Kind::PhpFpm);
+    let mib = |bytes: u64| bytes >> 20;
+    let limit = f.memory.map(|(limit, _)| mib(limit));
+    let now = limit.map(|mib| format!("It is {mib} MiB now. ")).unwrap_or_default();
+    let mut set = Vec::new();
+    if sub_cause == Some("node") {
         set.push(advice(
+            "memory-request",
+            "pod-spec",
+            "resources.requests.memory of the pods of this node",
+            "requests as high as what the containers take, and limits that are not far above them",
+            &[],
+            "the node had no memory left: the scheduler counts requests only, so pods that take more than theirs fill a node",
+        ));
+    } else {
+        set.push(advice(
+            "memory-limit",
+            "pod-spec",
+            "resources.limits.memory of the container",
+            "more memory than the container takes at most",
+            if fpm { &["fpm-memory"] } else { &[] },
+            &format!("{now}The kernel ends a process when the limit is reached and nothing can be given back."),
+        ));
+    }
+    if sub_cause == Some("oom-group") {
+        set.push(advice(
+            "single-process-oom-kill",
+            "operator",
+            "the kubelet's configuration",
+            "singleProcessOOMKill: true  (Kubernetes 1.32)",
+            &[],
+            "with memory.oom.group, which the kubelet sets on cgroup v2, one process that takes too much ends all of its container",
+        ));
+    }
+    if fpm {
+        let share = f
+            .memory
+            .filter(|(_, children)| *children > 0)
+            .map(|(limit, children)| (mib(limit) / (children + 1), children));
+        let change = match share {
+            Some((mib, children)) => format!(
+                "memory_limit = {mib}M with {children} children  ({} MiB limit / ({children} children + the master)), or fewer pm.max_children",
+                limit.unwrap_or(0)
+            ),
+            None => "pm.max_children x memory_limit, and what php-fpm itself needs, below the container's memory limit"
+                .into(),
+        };
+        let fpm = advice(
             "fpm-memory",
             "php-fpm-conf",
             "pool section of php-fpm, php.ini",
-            "pm.max_children x memory_limit, and what php-fpm itself needs, below the container's memory limit",
+            &change,
             &[],
-            "a script that reaches PHP's memory_limit gets an error of its own; one that reaches the container's limit is killed",
-        ));
+            &format!(
+                "{now}A script that reaches PHP's memory_limit gets an error of its own; one that reaches the container's limit is killed."
+            ),
+        );
+        let value = share.map(|(mib, _)| mib);
+        set.push(Advice { value, unit: value.map(|_| "MiB".into()), ..fpm });
     }
     set
 }

@@ -381,7 +381,7 @@ pub fn upstream_buffer_size(f: &Facts) -> Advice {
     );
     let target = "the location of nginx.conf that passes to this upstream";
     let advice = advice("upstream-buffer-size", "nginx-conf", target, &change, &[], &why);
-    Advice { value: kib.map(|kib| kib * 1024), unit: kib.map(|_| "bytes".into()), ..advice }
+    Advice { value: kib, unit: kib.map(|_| "KiB".into()), ..advice }
 }
 
 /// What makes nginx refuse an answer is in the answer.

@@ -6,12 +6,12 @@ mod child;
 mod items;
 
 use super::server::{Kind, Server};
-use super::{View, incident, said};
+use super::{View, incident, oom, said};
 use crate::correlate::history::sig;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::correlate::nginx::Came;
 use crate::correlate::stops::{Range, shared};
-use crate::identity::ContainerInfo;
+use crate::identity::{ContainerInfo, Process};
 use crate::model::BootNs;
 use crate::model::incident::{Advice, Cause};
 use items as item;
@@ -22,6 +22,8 @@ pub const LEAST_PRESTOP_S: u64 = 5;
 const PRESTOP_MARGIN_S: u64 = 1;
 /// Who still comes after this time does not wait for endpoints to be removed: more sleep would not help.
 const LONGEST_LATE_MS: u64 = 30_000;
+/// A process that ended so shortly before a loss was there with it.
+const AROUND_NS: u64 = 1_000_000_000;
 /// Between the end of the longest request and whatever would cut it.
 const MARGIN_S: u64 = 5;
 
@@ -52,6 +54,8 @@ pub struct Facts {
     pub timeout_s: u64,
     /// What had come of an answer that nginx did not take.
     pub came: Option<Came>,
+    /// The container's memory limit that a process was killed at, bytes, and php-fpm's children at that time.
+    pub memory: Option<(u64, u64)>,
 }
 
 /// How the pod left its services, beside the last connection that came too late. All in ms.
@@ -104,6 +108,7 @@ impl Facts {
         if let Evidence::ErrorMade(made) = &lost.evidence {
             facts.came = made.failed.upstream.map(|(_, came)| came);
         }
+        facts.memory = memory(lost, server, view);
         let asked = server.stop_signals(view, lost.at);
         facts.fast = asked.iter().any(|s| matches!(s.what.signal, sig::TERM | sig::INT));
         facts.reload = asked.is_empty() && server.told_to_end(view, lost.at);
@@ -185,6 +190,16 @@ impl Facts {
     }
 }
 
+/// See [`Facts::memory`].
+fn memory(lost: &Lost, server: &Server, view: &View) -> Option<(u64, u64)> {
+    let victims = [server.process, server.master].into_iter().flatten();
+    let limit = victims.filter_map(|key| oom::container_limit(&key, lost.at, view)).next()?;
+    let there = |p: &&Process| p.exited.is_none_or(|e| e.at.saturating_add(AROUND_NS) >= lost.at);
+    let born = |p: &&Process| p.born.is_none_or(|born| born < lost.at);
+    let children = server.master.map_or(0, |m| view.table.children(&m).filter(there).filter(born).count());
+    Some((limit, children as u64))
+}
+
 /// `0.4–3.1`, from milliseconds.
 fn seconds(range: Range) -> String {
     let [min, max] = [range.min, range.max].map(|ms| format!("{:.1}", ms as f64 / 1000.0));
@@ -259,14 +274,15 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::FpmChildKilled => vec![child::leave_children_alone()],
         Cause::FpmRequestTerminateTimeout => vec![child::terminate_timeout(f)],
         Cause::PhpHardTimeout => vec![child::hard_timeout()],
-        Cause::OomKilled => child::memory(fpm),
+        Cause::OomKilled => child::memory(sub_cause, f),
         Cause::SupervisorStopOrder => {
             let order = [item::supervisor_priority(), item::stopwaitsecs(f)];
             [order.to_vec(), open_until_unused(f)].concat()
         }
         Cause::UpstreamResponseInvalid if sub_cause == Some("header-too-big") => vec![item::upstream_buffer_size(f)],
         Cause::UpstreamResponseInvalid => vec![item::valid_answer(sub_cause)],
-        Cause::ClientAbort
+        Cause::FpmPoolExhausted
+        | Cause::ClientAbort
         | Cause::EdgeTimeout
         | Cause::RequesterReset
         | Cause::DeliberateClose

@@ -32,6 +32,7 @@ fn shapes() -> Vec<Facts> {
                     pre_stop_s: 0,
                     timeout_s: 10,
                     known_ms: None,
+                    memory: (cut > 0).then_some((96 << 20, 4)),
                     grace_s: None,
                     came: reload.then_some(Came { received: 9089, read: 4096 }),
                 });
@@ -56,6 +57,8 @@ const SUB_CAUSES: &[Option<&str>] = &[
     Some("header-too-big"),
     Some("header-invalid"),
     Some("answer-incomplete"),
+    Some("oom-group"),
+    Some("node"),
 ];
 
 /// Every set is whole: what an advice needs is in it, once.

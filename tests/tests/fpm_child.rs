@@ -1,0 +1,56 @@
+//! Single children of php-fpm that end in the middle of a request: crashes, timeouts, kills; and children that only end.
+//!
+//! `RUNS=20` for the full figure; `RECORDINGS=DIR` keeps what was recorded of each run.
+
+use anyhow::Result;
+use why502_tests::accuracy::live;
+
+#[test]
+fn crashes() -> Result<()> {
+    live("fpm-child-crash", &["tcp"])
+}
+
+#[test]
+fn crashes_on_a_unix_socket() -> Result<()> {
+    live("fpm-child-crash", &["unix"])
+}
+
+#[test]
+fn ends_by_itself() -> Result<()> {
+    live("fpm-child-exits", &["unix"])
+}
+
+#[test]
+fn killed_alone() -> Result<()> {
+    live("fpm-child-killed", &[])
+}
+
+#[test]
+fn takes_too_long() -> Result<()> {
+    live("fpm-request-terminate-timeout", &["tcp"])
+}
+
+#[test]
+fn takes_too_long_on_a_unix_socket() -> Result<()> {
+    live("fpm-request-terminate-timeout", &["unix"])
+}
+
+#[test]
+fn does_not_heed_its_timeout() -> Result<()> {
+    live("php-hard-timeout", &[])
+}
+
+#[test]
+fn out_of_memory() -> Result<()> {
+    live("oom-killed", &["tcp"])
+}
+
+#[test]
+fn out_of_memory_on_a_unix_socket() -> Result<()> {
+    live("oom-killed", &["unix"])
+}
+
+#[test]
+fn children_that_only_end() -> Result<()> {
+    live("fpm-reaping", &[])
+}
