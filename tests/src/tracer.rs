@@ -42,6 +42,13 @@ pub struct Heard {
     pub read: Option<u64>,
 }
 
+/// As of a replay: nobody read it.
+impl From<&Incident> for Heard {
+    fn from(i: &Incident) -> Self {
+        Self { claim: i.into(), read: None }
+    }
+}
+
 /// What it said until its end.
 #[derive(Debug)]
 pub struct Said {

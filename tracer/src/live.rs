@@ -26,6 +26,7 @@ use crate::probes::load::{LoadError, Probes, Settings};
 use crate::probes::tables::{Listeners, Skip, Stops, TableError};
 use crate::ring::counters::{Counters, HookTotals};
 use crate::ring::drain::{Batch, Drain};
+use crate::ring::shed;
 use crate::sources::{cgroups, kube, memory, procfs, runtimes};
 use std::collections::BTreeMap;
 use std::io;
@@ -85,6 +86,8 @@ pub struct Options {
     pub runtimes: runtimes::Wish,
     /// The Kubernetes API that knows this node's pods.
     pub kube: Option<kube::Place>,
+    /// For tests: drop a share of the records once all is ready.
+    pub shed: Option<shed::Wanted>,
 }
 
 impl Default for Options {
@@ -101,6 +104,7 @@ impl Default for Options {
             uprobes: UprobesWanted::default(),
             runtimes: runtimes::Wish::default(),
             kube: None,
+            shed: None,
         }
     }
 }
@@ -294,6 +298,7 @@ impl Live {
             unticked: false,
             more: false,
         };
+        options.shed.iter().for_each(|wanted| live.drain.shed(*wanted));
         for batch in early {
             let inputs = live.assemble(batch);
             live.pending.extend(inputs);

@@ -10,11 +10,13 @@ use super::{shape, table};
 use crate::guard;
 use crate::ledger::Claim;
 use crate::scene::Watch;
-use crate::tracer::binary;
+use crate::tracer::{Heard, binary};
 use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use why502::model::incident::Cause;
+use why502::model::Input;
+use why502::model::incident::{Cause, Incident, Level};
+use why502::model::input::LossFact;
 
 /// Plays a scenario `RUNS` times (2), each on another layout; `words` are of [`super::WORDS`]. In fewer than 20 runs a
 /// single request that was missed passes, see [`crate::ledger::Comparison::complaints_in`].
@@ -46,11 +48,17 @@ pub fn live(name: &str, words: &[&str]) -> Result<()> {
 
 /// Plays one part beside a why502 of its own, which is started when the site stands.
 pub(super) fn beside(why502: &Path, part: Part) -> Result<(Played, Watch)> {
+    beside_with(why502, part, &[])
+}
+
+/// With more arguments of `why502 watch`.
+fn beside_with(why502: &Path, part: Part, more: &[&str]) -> Result<(Played, Watch)> {
     let mut watch = None;
     let uprobes = part.draw.layout.uprobes;
     let played = play(&[part], |sites| {
         let eyes = eyes(sites[0].dir.path(), uprobes)?;
-        watch = Some(Watch::by(why502, sites[0].dir.join("watch.rec"), &eyes.each_ref().map(String::as_str))?);
+        let args = [&eyes.each_ref().map(String::as_str), more].concat();
+        watch = Some(Watch::by(why502, sites[0].dir.join("watch.rec"), &args)?);
         Ok(())
     })?;
     watch.and_then(|watch| Some((played.into_iter().next()?, watch))).context("one part was to be played")
@@ -72,6 +80,43 @@ fn judged(one: &Played, watch: Watch, runs: u64) -> Result<(Vec<String>, Vec<Cla
         claims.iter().filter(|c| part.scenario.sub_cause.is_some_and(|s| c.sub_cause.as_deref() != Some(s)));
     bad.extend(other_sub.map(|c| format!("sub_cause {:?}: {c}", c.sub_cause)));
     Ok((bad, said.claims(&one.over.site)))
+}
+
+/// What a why502 said that had lost a share of its records.
+#[derive(Debug)]
+pub struct Shed {
+    pub incidents: Vec<Incident>,
+    /// As its recording has them.
+    pub losses: Vec<LossFact>,
+    /// Records that were not dropped, since all was ready.
+    pub events: u64,
+    /// Requests that were lost.
+    pub lost: usize,
+    /// Certain verdicts with a cause that is not right for their request, and certain ones about no lost request.
+    pub wrong: Vec<String>,
+}
+
+/// Plays a scenario beside a why502 that loses this share of all records in its drain stage.
+pub fn shed(name: &str, draw: Draw, share: f64, seed: u64) -> Result<Shed> {
+    let scenario = table::named(name).with_context(|| format!("no scenario {name}"))?;
+    let from = guard::boot_ns();
+    let (one, watch) = beside_with(&binary()?, Part::new(scenario, draw), &["--shed", &format!("{share}:{seed}")])?;
+    watch.tracer.wait_for(one.lost(), &one.over.site)?;
+    let said = watch.tracer.stop()?;
+    ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));
+    let inputs = recorded::read(&watch.recording)?;
+    let (ledgers, site) = one.ledgers(from)?;
+    let result = ledgers.compare(&said.incidents.iter().map(Heard::from).collect::<Vec<_>>());
+    let certain = |c: &&Claim| c.level == Level::Certain;
+    let wrong = result.wrong_cause.iter().map(|(_, c)| c);
+    let of_nothing = result.false_incidents.iter().filter(|c| ledgers.owns_claim(c));
+    let wrong = wrong.chain(of_nothing).filter(certain).map(|c| c.to_string()).collect();
+    let territory = site.territory();
+    let incidents: Vec<Incident> = said.incidents.into_iter().filter(|i| territory.has(&i.into())).collect();
+    let ready = inputs.iter().position(|i| matches!(i, Input::Ready { .. })).unwrap_or(0);
+    let events = inputs[ready..].iter().filter(|i| matches!(i, Input::Event(_))).count() as u64;
+    let losses = inputs.into_iter().filter_map(|i| if let Input::Loss(l) = i { Some(l) } else { None }).collect();
+    Ok(Shed { incidents, losses, events, lost: ledgers.lost(), wrong })
 }
 
 /// Plays so many causes as they were kept, on the same layouts, and gives what is not as it was then: a recording that live

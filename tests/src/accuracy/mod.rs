@@ -29,7 +29,7 @@ pub use crate::scene::LIMIT;
 pub use dice::{Dice, new_seed};
 pub use figures::{Figures, wilson};
 pub use layout::{Draw, Layout, SIDES, WORDS};
-pub use live::{as_kept, drawn, live};
+pub use live::{Shed, as_kept, drawn, live, shed};
 pub use play::{Ledgers, Part, Played, play};
 pub use recorded::{Recorded, all as recordings, figures as replayed, kept, place, record, replay};
 pub use report::{REMARKS, Setting, page, text};

@@ -164,7 +164,11 @@ impl Ledgers {
     }
 
     pub fn owns(&self, heard: &Heard) -> bool {
-        (self.from..=self.to).contains(&heard.claim.at) && self.territory.has(&heard.claim)
+        self.owns_claim(&heard.claim)
+    }
+
+    pub(super) fn owns_claim(&self, claim: &Claim) -> bool {
+        (self.from..=self.to).contains(&claim.at) && self.territory.has(claim)
     }
 
     pub fn compare(&self, heard: &[Heard]) -> Comparison {

@@ -82,7 +82,7 @@ impl Recorded {
     /// What why502 says about it.
     pub fn heard(&self) -> Vec<Heard> {
         let said = replay(&self.inputs);
-        let all: Vec<_> = said.iter().map(|i| Heard { claim: i.into(), read: None }).collect();
+        let all: Vec<_> = said.iter().map(Heard::from).collect();
         self.ledgers.mine(&all)
     }
 }
@@ -134,7 +134,7 @@ pub fn record(why502: &Path, part: Part, dir: &Path) -> Result<String> {
     let (mut ledgers, site) = one.ledgers(from)?;
     let (files, pods) = (site.dir.path().to_path_buf(), site.pod_uids());
     ledgers.close(site);
-    let heard: Vec<_> = said.incidents.iter().map(|i| Heard { claim: i.into(), read: None }).collect();
+    let heard: Vec<_> = said.incidents.iter().map(Heard::from).collect();
     let bad = Figures::default().add(&ledgers, &ledgers.mine(&heard), false);
     ensure!(bad.is_empty(), "{}", bad.join("\n"));
 

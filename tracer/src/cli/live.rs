@@ -9,6 +9,7 @@ use crate::live::{Live, Options, UnixConnect, UprobesWanted};
 use crate::model::Input;
 use crate::model::input::{HookState, NginxProbesFact, NginxProbesState, SourceFact, SourceState, Started};
 use crate::model::kube::Said;
+use crate::ring::shed;
 use crate::sinks::escape::escape;
 use crate::sources::runtimes;
 use anyhow::Context;
@@ -31,6 +32,7 @@ pub(super) struct Wish {
     pub(super) specs: Specs,
     pub(super) runtimes: runtimes::Wish,
     pub(super) kube: Kube,
+    pub(super) shed: Option<shed::Wanted>,
 }
 
 /// Whether to go on.
@@ -53,9 +55,10 @@ pub(super) fn run(wish: Wish, each: impl FnMut(&Input, View<'_>) -> Next) -> any
 async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> anyhow::Result<Summary> {
     // Taken over before the probes are attached: an early Ctrl-C must not leave half a start behind.
     let mut stop = Stop::new()?;
-    let Wish { all_signals, unix_connect, uprobes, duration, mut specs, runtimes, kube } = wish;
+    let Wish { all_signals, unix_connect, uprobes, duration, mut specs, runtimes, kube, shed } = wish;
     let Kube { place, node } = kube;
-    let options = Options { all_signals, unix_connect, uprobes, runtimes, kube: place, node, ..Options::default() };
+    let options =
+        Options { all_signals, unix_connect, uprobes, runtimes, kube: place, node, shed, ..Options::default() };
     let mut live = tokio::select! {
         biased;
         () = stop.wait() => anyhow::bail!("ended by a signal before the start was done"),

@@ -67,6 +67,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         specs,
         runtimes,
         kube,
+        shed: None,
     };
     let summary = live::run(wish, |input, _| {
         recording.write(input);

@@ -8,6 +8,7 @@ use super::record::RecordingFile;
 use super::runtime::RuntimeArgs;
 use super::specs::SpecArgs;
 use crate::live::{UnixConnect, UprobesWanted};
+use crate::ring::shed;
 use crate::sinks::queue::{self, Queue};
 use anyhow::Context;
 use std::ops::ControlFlow;
@@ -46,6 +47,9 @@ pub(super) struct Args {
     /// Whether nginx's own error messages and statuses are seen
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     uprobes: UprobesWanted,
+    /// For tests of what is said then: lose this share of the records
+    #[arg(long, value_name = "SHARE[:SEED]", hide = true)]
+    shed: Option<shed::Wanted>,
     #[command(flatten)]
     specs: SpecArgs,
     #[command(flatten)]
@@ -73,6 +77,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         specs,
         runtimes,
         kube,
+        shed: args.shed,
     };
     let mut summary = live::run(wish, |input, view| {
         if let Some(recording) = &mut recording {

@@ -8,10 +8,12 @@ use crate::correlate::answer::Clause;
 use crate::correlate::detect::tls_port;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::FoundBy;
+use crate::model::BootNs;
 use crate::model::incident::{self, Cause, Level, Missing};
 use crate::model::input::{HookState, HookStatus, Started};
 
-/// Window before the earliest link in which a lost record could have changed the verdict.
+/// Window before the earliest link in which a lost record could have changed the verdict. It ends with the verdict: records
+/// after the loss decide as well.
 pub const BEFORE_NS: u64 = 1_000_000_000;
 
 #[derive(Clone, Debug)]
@@ -54,12 +56,12 @@ impl Confidence {
 
 /// Lowers what any verdict may claim: records lost in its window, a late start, a hook that is not there, a role that is
 /// only a name, a connection that may be TLS.
-pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Server, view: &View) {
+pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Server, view: &View, decided_at: BootNs) {
     for why in finding.chain.unseen().to_vec() {
         finding.confidence.cap(0.9, why);
     }
     let from = finding.chain.earliest().saturating_sub(BEFORE_NS);
-    let count: u64 = view.history.losses(from, lost.at).map(|l| l.count).sum();
+    let count: u64 = view.history.losses(from, decided_at).map(|l| l.count).sum();
     if count > 0 {
         finding.confidence.cap(0.8, format!("{count} records were lost in this window"));
         finding.missing.push(Missing {

@@ -80,7 +80,7 @@ pub fn assemble(
         confidence: finding.confidence.finish(),
         advice,
         missing,
-        loss: loss(view, from, lost.at),
+        loss: loss(view, from, decided_at),
     }
 }
 

@@ -151,7 +151,7 @@ pub fn explain(lost: &Lost, view: &View, decided_at: BootNs, stop: Option<&str>)
     }
     let upshot = upshot(lost, view);
     upstream::settle(&mut winner, &upshot, view);
-    confidence::lower_by_circumstances(&mut winner, lost, &server, view);
+    confidence::lower_by_circumstances(&mut winner, lost, &server, view, decided_at);
     kube::beside(&mut winner, lost, &server, view);
     if winner.cause != Cause::PrestopFailed {
         prestop::note(&mut winner.chain, lost, &server, view);

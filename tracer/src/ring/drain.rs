@@ -6,6 +6,7 @@
 
 use super::decode::{self, DecodeError};
 use super::reorder::{Released, Reorder, WINDOW};
+use super::shed::{self, Shed};
 use crate::kernel::clock;
 use crate::model::event::{Event, EventKind, Task};
 use crate::model::input::{LossFact, LossKind};
@@ -48,9 +49,16 @@ pub struct Sequencer {
     /// Records of this pass that could not be decoded.
     broken: u64,
     first_broken: Option<DecodeError>,
+    /// Of tests only.
+    shed: Option<Shed>,
 }
 
 impl Sequencer {
+    /// From now on a share of the records is lost.
+    pub fn shed(&mut self, wanted: shed::Wanted) {
+        self.shed = Some(Shed::new(wanted));
+    }
+
     /// Takes one record, as bytes.
     pub fn push(&mut self, bytes: &[u8]) {
         self.push_with(bytes, |_, _| None);
@@ -68,6 +76,9 @@ impl Sequencer {
                     event.quality &= !NO_FORMAT;
                 }
                 self.newest = self.newest.max(event.at);
+                if self.shed.as_mut().is_some_and(|shed| shed.takes(hook_of(&event.kind))) {
+                    return;
+                }
                 self.reorder.push(event.at, event);
             }
             Err(e) => {
@@ -104,6 +115,8 @@ impl Sequencer {
             events.push(item);
         }
         let mut losses: Vec<LossFact> = late.into_iter().map(|(h, n)| fact(h, LossKind::Late, n)).collect();
+        let shed = self.shed.as_mut().map(Shed::taken).unwrap_or_default();
+        losses.extend(shed.into_iter().map(|(h, n)| fact(h, LossKind::RingFull, n)));
         if self.broken > 0 {
             losses.push(fact("ring", LossKind::Undecodable, std::mem::take(&mut self.broken)));
         }
@@ -147,6 +160,11 @@ impl Drain {
         // with this registration: nothing takes it out.
         let ring = unsafe { AsyncFd::register_with_interest(ring, Interest::READABLE) }?;
         Ok(Drain { ring, sequencer, root: root.to_owned() })
+    }
+
+    /// See [`Sequencer::shed`].
+    pub fn shed(&mut self, wanted: shed::Wanted) {
+        self.sequencer.shed(wanted);
     }
 
     /// Returns when the probes wake the reader. Cancel-safe.
@@ -240,6 +258,19 @@ mod tests {
         assert_eq!(batch.losses, want);
         assert_eq!(batch.undecodable, Some(DecodeError::NoHeader { len: 3 }));
         assert_eq!(s.finish(300 * MS, false).losses, [], "told once");
+    }
+
+    #[test]
+    fn what_is_shed_is_a_loss_of_its_hook() {
+        let mut s = Sequencer::default();
+        s.finish(100 * MS, false);
+        s.shed(shed::Wanted { share: 0.999_999, seed: 1 });
+        s.push(&exit(120 * MS, 1));
+        s.push(&exit(130 * MS, 2));
+        let batch = s.finish(200 * MS, false);
+        assert_eq!(codes(&batch), [0; 0]);
+        let (from, to, hook) = (100 * MS, 200 * MS, "sched_process_exit".into());
+        assert_eq!(batch.losses, [LossFact { from, to, hook, kind: LossKind::RingFull, count: 2 }]);
     }
 
     #[test]

@@ -5,3 +5,4 @@ pub mod counters;
 pub mod decode;
 pub mod drain;
 pub mod reorder;
+pub mod shed;

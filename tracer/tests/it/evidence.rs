@@ -84,7 +84,8 @@ fn wrong_without(what: &str, file: &str, original: &Incident, without: &[Inciden
 /// a refused connection from both of its ends.
 fn second_witness(id: &str, original: &Incident, without: &[Incident]) -> Option<String> {
     let same = without.iter().find(|i| connection(i) == connection(original) && i.cause == original.cause)?;
-    let ids = |i: &Incident| i.chain.iter().map(|l| l.id.clone()).collect::<BTreeSet<_>>();
+    let deciding = |l: &&why502::model::incident::Link| !l.rule.starts_with("beside-");
+    let ids = |i: &Incident| i.chain.iter().filter(deciding).map(|l| l.id.clone()).collect::<BTreeSet<_>>();
     let (before, after) = (ids(original), ids(same));
     let gone: Vec<_> = before.difference(&after).collect();
     let mut new = after.difference(&before);

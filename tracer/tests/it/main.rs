@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod drops;
 mod evidence;
 mod explain;
 mod hooks;
