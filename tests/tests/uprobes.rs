@@ -164,8 +164,7 @@ fn each_502_of_each_container_once() -> Result<()> {
     ensure!(before.probed(first, false), "somebody else probes it");
 
     let trace = trace()?;
-    // At `ready` those that ran before are seen.
-    ensure!(before.probed(first, true), "no breakpoints at `ready`");
+    before.wait_probed(true)?;
     before.lose(3)?;
     // Another container over the same layer: another device number, the same file of the kernel's.
     let later = Overlaid::start(&pod, &dir, &lower, "later")?;
@@ -235,7 +234,7 @@ fn what_runs_too_often_is_given_up() -> Result<()> {
     let nginx = Overlaid::start(&pod, &dir, &lower, "flood")?;
     let trace = trace()?;
     let worker = nginx.worker()?;
-    ensure!(nginx.probed(worker, true), "no breakpoints at `ready`");
+    nginx.wait_probed(true)?;
     // Redirects, as fast as they go, until that is too often.
     let mut stream = UnixStream::connect(&nginx.socket)?;
     stream.set_read_timeout(Some(LIMIT))?;
