@@ -49,6 +49,8 @@ pub struct NginxConf {
     pub http2: bool,
     /// `127.0.0.1:9000` or `unix:/path`; without it php is not served.
     pub fastcgi: Option<String>,
+    /// `server` lines of an `upstream {}` that php is asked through, instead of one server.
+    pub servers: Option<String>,
     /// More directives for `http {}` and `server {}`.
     pub http_extra: String,
     pub server_extra: String,
@@ -79,6 +81,7 @@ impl Default for NginxConf {
             tls: None,
             http2: false,
             fastcgi: None,
+            servers: None,
             http_extra: String::new(),
             server_extra: String::new(),
             main_extra: String::new(),
@@ -297,7 +300,8 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
         let _ = write!(listens, "ssl_protocols TLSv1.2 TLSv1.3; ssl_session_tickets {tickets};");
         listens += " ssl_session_cache shared:tls:1m;";
     }
-    let php = conf.fastcgi.as_ref().map_or(String::new(), |upstream| {
+    let php = conf.fastcgi.as_ref().map_or(String::new(), |fastcgi| {
+        let upstream = if conf.servers.is_some() { "several" } else { fastcgi };
         format!(
             r"    location ~ ^/.+\.php$ {{
       fastcgi_pass {upstream};
@@ -319,6 +323,7 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
         r#"  keepalive_timeout {ka};
   keepalive_requests {kr};
   lingering_close {linger};
+{servers}
 {http_extra}
   server {{
     {listens}
@@ -331,6 +336,7 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
         ka = conf.keepalive_timeout,
         kr = conf.keepalive_requests,
         linger = conf.lingering_close,
+        servers = conf.servers.as_ref().map_or(String::new(), |all| format!("  upstream several {{ {all} }}")),
         http_extra = conf.http_extra,
         server_extra = conf.server_extra,
     );

@@ -274,6 +274,9 @@ const SCRIPTS: &[(&str, &str)] = &[
          echo \"data: $i\\n\\n\"; @ob_flush(); flush();\n    stay_until(hrtime(true) + 3000000);\n}\nledger('end');\n",
     ),
     ("status.php", "http_response_code((int)($_GET['code'] ?? 200)); echo \"status\\n\"; ledger('end');\n"),
+    // More than nginx's buffer for a header, and a name that is none.
+    ("big.php", "header('X-Big: ' . str_repeat('x', 9000)); echo \"big\\n\"; ledger('end');\n"),
+    ("bad.php", "header('Bad Header Name: x'); echo \"bad\\n\"; ledger('end');\n"),
     // Recursion through C, until the stack is gone.
     ("crash.php", "function f() { array_map('f', [1]); }\nf();\n"),
     // Through a library call, as an extension would.

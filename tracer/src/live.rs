@@ -6,6 +6,7 @@
 //! fed. Attach first, then scan: what happens in
 //! between is in the ring and follows after `Ready`, with its time.
 
+mod carries;
 mod check;
 mod facts;
 mod filter;
@@ -167,6 +168,7 @@ pub struct Live {
     last_filter: BootNs,
     clocks: facts::Clocks,
     fresh_fpm: fpm::Fresh,
+    fresh_nginx: carries::Fresh,
     strangers: listening::Strangers,
     uprobed: Option<uprobes::Uprobed>,
     names: names::Names,
@@ -256,8 +258,10 @@ impl Live {
             pending.push(names.cgroup(fact));
         }
         let probed = uprobed.as_mut().map(|u| u.scanned(&scan)).unwrap_or_default();
+        let carried = carries::of(root, &scan.processes, clock::boot_ns());
         pending.extend(scan.processes.into_iter().map(Input::Process));
         pending.extend(probed);
+        pending.extend(carried.into_iter().map(Input::Carries));
         pending.extend(scan.listeners.into_iter().map(Input::Listener));
         pending.extend(scan.unix_listeners.into_iter().map(Input::UnixListener));
         let now = clock::boot_ns();
@@ -290,6 +294,7 @@ impl Live {
             last_filter: now,
             clocks,
             fresh_fpm: fpm::Fresh::default(),
+            fresh_nginx: carries::Fresh::default(),
             strangers: listening::Strangers::default(),
             uprobed,
             names,
@@ -384,6 +389,7 @@ impl Live {
         out.extend(self.resolver.due(now).into_iter().map(|fact| self.names.cgroup(fact)));
         out.extend(self.names.due());
         out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
+        out.extend(self.fresh_nginx.due(&self.root, now).into_iter().map(Input::Carries));
         out.extend(self.strangers.due(&self.root, now));
         if let Some(uprobed) = &mut self.uprobed {
             out.extend(uprobed.due());
@@ -449,6 +455,7 @@ impl Live {
             }
         }
         self.fresh_fpm.observe(&event);
+        self.fresh_nginx.observe(&event);
         self.strangers.observe(&event);
         if let Some(uprobed) = &mut self.uprobed {
             uprobed.observe(&event);

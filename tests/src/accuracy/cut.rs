@@ -40,6 +40,7 @@ pub(super) fn cut(inputs: &[Input], site: &Site) -> Vec<Input> {
             members.inside.contains(&p.key.tgid) || members.around.contains(&p.key.tgid) || p.key.tgid == 1
         }
         Input::Listener(l) => site.territory.netns.contains(&l.netns),
+        Input::Carries(c) => site.territory.netns.contains(&c.netns),
         Input::UnixListener(l) => site.territory.netns.contains(&l.netns) || Path::new(&l.path).starts_with(site.dir),
         Input::Cgroup(c) => members.named.contains(&c.id),
         Input::StopCounters(c) => members.cgroups.contains(&c.cgroup),

@@ -38,6 +38,9 @@ impl Part {
         if let (Some(Cause::OomKilled), Some(why)) = (self.scenario.cause, Limit::lacks()) {
             return Some(why);
         }
+        if self.scenario.by_uprobes() && !layout.uprobes {
+            return Some("only probes in nginx see it".into());
+        }
         match (layout.together, layout.tini) {
             (true, _) => supervised::binary().err().map(|e| e.to_string()),
             (false, true) if !tini => Some("tini is not installed (apt-get install tini)".into()),

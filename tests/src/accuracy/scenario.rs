@@ -75,6 +75,11 @@ impl Known<'_> {
 }
 
 impl Scenario {
+    /// What it is about is seen by probes in nginx only.
+    pub fn by_uprobes(&self) -> bool {
+        super::table::upstream::ALL.iter().any(|s| s.name == self.name)
+    }
+
     /// The draw, as far as this scenario leaves it free.
     pub fn fitted(&self, mut draw: Draw) -> Draw {
         (self.fit)(&mut draw);

@@ -1,8 +1,10 @@
 //! nginx's configuration: the text of `nginx -T`, or nginx.conf with what it includes.
 
+mod carries;
 mod facts;
 mod token;
 
+pub use carries::carries;
 pub use facts::{Facts, Idle};
 
 use super::files::{self, File, Files};

@@ -2,7 +2,7 @@
 //! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
 
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, Tuple};
-use crate::model::input::{LossKind, MemoryFact, SpecFact};
+use crate::model::input::{Carries, CarriesFact, LossKind, MemoryFact, SpecFact};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
@@ -190,6 +190,8 @@ pub struct History {
     /// The pod whose processes were last seen in a network namespace, and since when.
     netns_pods: BTreeMap<u32, (BootNs, String)>,
     specs: Vec<SpecFact>,
+    /// Ports whose connections are more than requests one after the other, by network namespace.
+    carries: BTreeMap<(u32, u16), Carries>,
     /// The last connection of each nginx to a server of its own network namespace.
     upstreams: Recent<ProcKey, Upstream>,
     evicted: u64,
@@ -320,6 +322,19 @@ impl History {
         } else {
             self.evicted += 1;
         }
+    }
+
+    /// What the connections of a port carry, as its nginx is configured.
+    pub fn carries(&mut self, fact: &CarriesFact) {
+        if self.carries.len() < MAX_TARGETS || self.carries.contains_key(&(fact.netns, fact.port)) {
+            self.carries.insert((fact.netns, fact.port), fact.what);
+        } else {
+            self.evicted += 1;
+        }
+    }
+
+    pub fn carried(&self, tuple: &Tuple) -> Option<Carries> {
+        self.carries.get(&(tuple.netns, tuple.local_port)).copied()
     }
 
     pub fn specs(&self) -> &[SpecFact] {

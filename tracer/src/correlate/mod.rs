@@ -152,6 +152,7 @@ impl Engine {
             Input::Spec(spec) => self.world.history.spec(spec),
             Input::Source(fact) => self.world.sources.observe(fact),
             Input::Kube(fact) => self.world.pods.observe(fact, &self.world.clock),
+            Input::Carries(fact) => self.world.history.carries(fact),
             Input::Tick { .. }
             | Input::Stopped { .. }
             | Input::Process(_)

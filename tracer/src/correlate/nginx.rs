@@ -13,6 +13,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 /// Nothing waits between the line and the page, but the worker may have been off its CPU.
 const DIRECT_NS: u64 = 50_000_000;
+/// nginx asks for another server, and finds none, within one turn and without a system call.
+const TURN_ALONE_NS: u64 = 5_000_000;
 /// A worker gets to what its connections have for it within this time.
 const TURN_NS: u64 = 500_000_000;
 /// What is compared with a loss lies around it.
@@ -93,8 +95,8 @@ pub struct Failed {
     pub upstream: Option<(Tuple, Came)>,
     /// The failed connect that the line is about.
     refused: Option<EventId>,
-    /// Another line of the same thread came at once: nginx went on with this request.
-    followed: bool,
+    /// The line before it, of the same worker.
+    before: Option<EventId>,
     /// A page came too late to be its own for sure.
     doubt: bool,
 }
@@ -224,9 +226,7 @@ impl Nginx {
             .unix
             .remove(&key)
             .filter(|(_, at)| matches!(why, Why::Refused | Why::Full) && event.at.saturating_sub(*at) <= DIRECT_NS);
-        if let Some(last) = self.open(&key, event.at) {
-            last.followed = true;
-        }
+        let before = self.last(&key).map(|f| f.event);
         let failed = Failed {
             event: event.id,
             at: event.at,
@@ -235,16 +235,16 @@ impl Nginx {
             page: None,
             upstream: None,
             refused: refused.map(|(event, _)| event),
-            followed: false,
+            before,
             doubt: false,
         };
         if self.last.len() > MAX_ENTRIES {
             self.last.clear();
         }
         self.last.insert(key, self.first + self.said.len() as u64);
-        let before = self.said.len() as u64 + 1;
+        let all = self.said.len() as u64 + 1;
         push(&mut self.said, failed, |f| f.at.saturating_add(KEEP_NS) < event.at);
-        self.first += before - self.said.len() as u64;
+        self.first += all - self.said.len() as u64;
     }
 
     /// This worker's last line.
@@ -278,11 +278,9 @@ impl Nginx {
         let failed = last.clone();
         // With no server left nginx answers for the attempt that failed just before.
         if why == Why::Own(Own::NoLive) {
-            let attempt = |f: &&mut Failed| {
-                f.followed && f.page.is_none() && f.logged.task.key() == key && f.event < failed.event
-            };
-            let before = self.said.iter_mut().rev().take_while(|f| f.at.saturating_add(DIRECT_NS) >= at).find(attempt);
-            if let Some(before) = before.filter(|f| !matches!(f.why, Why::Own(_))) {
+            let same = |f: &&mut Failed| Some(f.event) == failed.before && f.at.saturating_add(TURN_ALONE_NS) >= at;
+            let before = self.said.iter_mut().rev().find(same);
+            if let Some(before) = before.filter(|f| f.page.is_none() && !matches!(f.why, Why::Own(_))) {
                 before.page = Some(page);
                 return None;
             }
@@ -341,7 +339,7 @@ impl Nginx {
                 let lines = self.said.iter().filter(|f| {
                     f.why == Why::Refused && f.refused.is_none() && f.logged.task.key() == of.task && near(f.at)
                 });
-                pair(losses, lines.collect(), of.event, true)
+                pair(losses, lines.collect(), of.event, Order::Kept)
             }
             _ if ended(lost) => {
                 let netns = lost.netns();
@@ -351,7 +349,8 @@ impl Nginx {
                     .said
                     .iter()
                     .filter(|f| f.why == Why::Ended && f.logged.task.netns == netns && netns != 0 && near(f.at));
-                pair(losses, lines.collect(), lost.event, nothing_came(lost))
+                let order = if nothing_came(lost) { Order::Lost } else { Order::Unsure };
+                pair(losses, lines.collect(), lost.event, order)
             }
             _ => Upshot::Unknown,
         }
@@ -417,31 +416,43 @@ fn nothing_came(lost: &Lost) -> bool {
     lost.thrown_out_of_queue() || !matches!(lost.evidence, Evidence::UnixClose { .. }) && lost.bytes_sent == 0
 }
 
-/// Losses and lines that can only belong together: a group begins with a loss and ends when it has as many lines. Within it
-/// which line is whose is not known, unless there is one of each; only what is true of all is said.
-fn pair<'a>(losses: Vec<(EventId, BootNs)>, lines: Vec<&'a Failed>, of: EventId, empty: bool) -> Upshot<'a> {
-    struct Group<'a> {
-        losses: usize,
-        lines: Vec<&'a Failed>,
-        ours: bool,
-        /// No line came that was one too many.
-        sound: bool,
-        last: BootNs,
-    }
+/// What is known of which line is whose.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// One worker meets them in the order in which they failed: epoll has one list.
+    Kept,
+    /// Not known.
+    Lost,
+    /// Nor whether part of an answer had come, so that no page does not mean another server.
+    Unsure,
+}
+
+/// Losses and lines that can only belong together: it begins with a loss and ends when it has as many lines.
+struct Group<'a> {
+    losses: Vec<EventId>,
+    lines: Vec<&'a Failed>,
+    /// No line came that was one too many.
+    sound: bool,
+    last: BootNs,
+}
+
+fn groups<'a>(losses: Vec<(EventId, BootNs)>, lines: Vec<&'a Failed>) -> Vec<Group<'a>> {
     let mut all: Vec<(EventId, BootNs, Option<&Failed>)> = losses.into_iter().map(|(e, at)| (e, at, None)).collect();
     all.extend(lines.into_iter().map(|f| (f.event, f.at, Some(f))));
     all.sort_by_key(|(event, ..)| *event);
     let mut groups: Vec<Group> = Vec::new();
     for (event, at, line) in all {
-        let open = groups.last_mut().filter(|g| g.lines.len() < g.losses);
+        let open = groups.last_mut().filter(|g| g.lines.len() < g.losses.len());
         match (line, open) {
             (None, Some(group)) => {
-                (group.losses, group.ours, group.last) = (group.losses + 1, group.ours || event == of, at)
+                group.losses.push(event);
+                group.last = at;
             }
-            (None, None) => {
-                groups.push(Group { losses: 1, lines: Vec::new(), ours: event == of, sound: true, last: at });
+            (None, None) => groups.push(Group { losses: vec![event], lines: Vec::new(), sound: true, last: at }),
+            (Some(line), Some(group)) => {
+                group.lines.push(line);
+                group.last = at;
             }
-            (Some(line), Some(group)) => (group.last, _) = (at, group.lines.push(line)),
             // A line that comes later may be the one of a loss whose place another line took.
             (Some(line), None) => {
                 if let Some(group) = groups.last_mut().filter(|g| at.saturating_sub(g.last) < TURN_NS) {
@@ -451,23 +462,32 @@ fn pair<'a>(losses: Vec<(EventId, BootNs)>, lines: Vec<&'a Failed>, of: EventId,
             }
         }
     }
-    let Some(group) = groups.into_iter().find(|g| g.ours) else { return Upshot::Unknown };
-    let Some(first) = group.lines.first() else { return Upshot::Unknown };
-    let pages: Vec<_> = group.lines.iter().filter_map(|f| f.page).collect();
-    if group.lines.iter().any(|f| f.doubt) {
-        return Upshot::Unknown;
-    }
-    let full = group.sound && group.lines.len() == group.losses;
-    let one = group.lines.iter().all(|f| f.logged.task.ppid == first.logged.task.ppid);
+    groups
+}
+
+/// What became of one loss of these. Where order does not tell which line is whose, only what is true of all is said.
+fn pair<'a>(losses: Vec<(EventId, BootNs)>, lines: Vec<&'a Failed>, of: EventId, order: Order) -> Upshot<'a> {
+    let found = groups(losses, lines).into_iter().find_map(|g| Some((g.losses.iter().position(|e| *e == of)?, g)));
+    let Some((place, group)) = found else { return Upshot::Unknown };
+    let (losses, lines) = (group.losses.len(), &group.lines);
+    let Some(first) = lines.first().filter(|_| lines.iter().all(|f| !f.doubt)) else { return Upshot::Unknown };
     let nginx = &first.logged.task;
-    if full && one && pages.len() == group.losses && pages.iter().all(|p| p.status == pages[0].status) {
-        let by = (group.losses == 1).then_some(*first);
-        return Upshot::Answered { status: pages[0].status, nginx, by };
+    let pages: Vec<_> = lines.iter().filter_map(|f| f.page).collect();
+    let one =
+        lines.iter().all(|f| f.logged.task.ppid == nginx.ppid) && pages.iter().all(|p| p.status == pages[0].status);
+    let full = group.sound && lines.len() == losses && one;
+    match order {
+        Order::Kept if full && !pages.is_empty() && pages.len() < losses => match lines[place].page {
+            Some(page) => Upshot::Answered { status: page.status, nginx, by: None },
+            None => Upshot::PassedOn { nginx },
+        },
+        _ if full && pages.len() == losses => {
+            Upshot::Answered { status: pages[0].status, nginx, by: (losses == 1).then_some(*first) }
+        }
+        Order::Kept | Order::Lost if full && pages.is_empty() => Upshot::PassedOn { nginx },
+        _ if pages.len() < losses && pages.len() < lines.len() => Upshot::Mixed,
+        _ => Upshot::Unknown,
     }
-    if full && one && pages.is_empty() && empty {
-        return Upshot::PassedOn { nginx };
-    }
-    if pages.len() < group.losses && pages.len() < group.lines.len() { Upshot::Mixed } else { Upshot::Unknown }
 }
 
 #[cfg(test)]

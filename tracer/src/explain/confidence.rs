@@ -10,7 +10,7 @@ use crate::correlate::lost::{Evidence, Lost};
 use crate::identity::FoundBy;
 use crate::model::BootNs;
 use crate::model::incident::{self, Cause, Level, Missing};
-use crate::model::input::{HookState, HookStatus, Started};
+use crate::model::input::{Carries, HookState, HookStatus, Started};
 
 /// Window before the earliest link in which a lost record could have changed the verdict. It ends with the verdict: records
 /// after the loss decide as well.
@@ -103,10 +103,24 @@ pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Serve
     if server.kind != Kind::Unknown && !server.sure {
         finding.confidence.cap(0.8, format!("that this is {} is only a guess ({})", server.name(), server.why));
     }
+    not_one_request(finding, lost, view);
     whose_socket(finding, lost);
     if lost.tcp().is_some_and(|t| tls_port(t.local_port)) && maybe_idle_tls(lost) {
         finding.confidence.cap(0.6, "on a TLS port an idle connection can look unanswered");
     }
+}
+
+/// After its first answer a connection of HTTP/2 or an upgraded one may be at rest although its client spoke last, and one
+/// that is not may carry several requests.
+fn not_one_request(finding: &mut Finding, lost: &Lost, view: &View) {
+    let Some(what) = lost.tcp().and_then(|t| view.history.carried(t)).filter(|_| maybe_idle_tls(lost)) else { return };
+    let text = match what {
+        Carries::Http2 => "its port speaks HTTP/2, where an idle connection can look unanswered",
+        Carries::Upgraded => {
+            "its port passes upgraded connections (WebSocket) on, which look unanswered when they are idle"
+        }
+    };
+    finding.confidence.cap(0.6, text);
 }
 
 /// How the server of an AF_UNIX path was told, and what a close of it does not.

@@ -59,7 +59,11 @@ pub fn assemble(
         response: response(lost, &upshot),
         requests: Requests {
             count: 1,
-            bound: if lost.tcp().is_some_and(|t| tls_port(t.local_port)) { Bound::AtLeast } else { Bound::Exact },
+            bound: if lost.tcp().is_some_and(|t| tls_port(t.local_port) || view.history.carried(t).is_some()) {
+                Bound::AtLeast
+            } else {
+                Bound::Exact
+            },
         },
         requester: layers::requester(lost, server, view),
         server: incident::Server {

@@ -156,6 +156,11 @@ pub fn is_php_fpm_program(path: &str) -> bool {
     is_php_fpm(base(path))
 }
 
+/// Would this program, by its path, be an nginx?
+pub fn is_nginx_program(path: &str) -> bool {
+    is_nginx(base(path))
+}
+
 /// Programs run from a descriptor (runc's clone of itself) have no name of their own.
 fn is_descriptor(path: &str) -> bool {
     path.starts_with("/proc/self/") || path.starts_with("/dev/fd/") || path.starts_with("/memfd:")

@@ -97,6 +97,7 @@ impl Table {
             | Input::Spec(_)
             | Input::Source(_)
             | Input::Kube(_)
+            | Input::Carries(_)
             | Input::NginxProbes(_) => {}
         }
     }

@@ -38,6 +38,8 @@ pub enum Input {
     Source(SourceFact),
     /// What the Kubernetes API said.
     Kube(Box<KubeFact>),
+    /// What an nginx's configuration says of a port that it listens on.
+    Carries(CarriesFact),
     /// The uprobes see an nginx from now on, or do not.
     NginxProbes(NginxProbesFact),
     /// Time has reached `at`: every event up to it was fed. Windows close on ticks, never on a clock.
@@ -134,6 +136,23 @@ pub struct ListenerFact {
     /// Nobody listens there any more: known from connections that a server (the holders) still has. `inode` is 0.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub closed: bool,
+}
+
+/// A port whose connections are not one HTTP/1.1 request after the other, by the configuration of the nginx that listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CarriesFact {
+    pub at: BootNs,
+    pub netns: u32,
+    pub port: u16,
+    pub what: Carries,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Carries {
+    Http2,
+    /// WebSocket and the like.
+    Upgraded,
 }
 
 /// A listening AF_UNIX stream socket, found by a scan.

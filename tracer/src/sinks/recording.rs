@@ -259,6 +259,7 @@ pub fn time_of(input: &Input) -> BootNs {
         Input::Container(fact) => fact.seen_at,
         Input::Source(fact) => fact.at,
         Input::Kube(fact) => fact.seen_at,
+        Input::Carries(fact) => fact.at,
         Input::NginxProbes(fact) => fact.at,
         Input::Ready { at } | Input::Clock { at, .. } | Input::Tick { at } | Input::Stopped { at } => *at,
     }

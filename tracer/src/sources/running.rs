@@ -9,7 +9,8 @@ use crate::check::files::File;
 use crate::check::shell::{Sh, base};
 use crate::check::{fpm, nginx, supervisor};
 use crate::identity::{ContainerRef, Program, container, program};
-use crate::model::input::ProcessFact;
+use crate::model::BootNs;
+use crate::model::input::{CarriesFact, ProcessFact};
 use crate::model::place::Trouble;
 use std::collections::BTreeMap;
 use std::fs;
@@ -242,6 +243,23 @@ fn pid1(first: &Process, all: &[Process]) -> Pid1 {
         },
         _ => Pid1::Unknown { why: format!("PID 1 is {name}, and what its signal handlers do is not known") },
     }
+}
+
+/// What the ports of an nginx carry, by its configuration as it is on its disk now. Nothing for what is no nginx master, or
+/// cannot be read.
+pub fn carries(root: &Path, pid: u32, at: BootNs) -> Vec<CarriesFact> {
+    let proc = root.join("proc");
+    let argv = words(&proc.join(pid.to_string()).join("cmdline"));
+    if !argv.first().is_some_and(|title| title.starts_with("nginx: master process")) {
+        return Vec::new();
+    }
+    let (Ok(process), Ok(files)) = (procfs::read_process(root, pid, at), Root::of_process(&proc, pid)) else {
+        return Vec::new();
+    };
+    let text = nginx_conf(&argv).into_iter().find_map(|name| Some((files.read(&name).ok()?, name)));
+    let config = text.and_then(|(text, name)| nginx::parse(&name, &text, &files).ok());
+    let found = config.map(|config| nginx::carries(&config)).unwrap_or_default();
+    found.into_iter().map(|(port, what)| CarriesFact { at, netns: process.netns, port, what }).collect()
 }
 
 /// Options of a master that has written its title over them: `nginx: master process nginx -c /x -g daemon off;`.

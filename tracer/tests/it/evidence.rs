@@ -29,7 +29,8 @@ pub(crate) fn recordings() -> Vec<(String, Vec<Input>)> {
 }
 
 /// Controls, in which nothing is lost.
-const NOTHING: [&str; 3] = ["kept answers-502.rec", "kept idle-stop.rec", "kept quiet.rec"];
+const NOTHING: [&str; 4] =
+    ["kept answers-502.rec", "kept idle-stop.rec", "kept next-upstream-answers.rec", "kept quiet.rec"];
 
 pub(crate) fn run<'a>(inputs: impl IntoIterator<Item = &'a Input>) -> Vec<Incident> {
     let mut engine = Engine::new(EngineOptions { include_not_the_server: true });
@@ -47,8 +48,8 @@ pub(crate) type Connection = (End, End, Option<u64>);
 type End = Option<(std::net::IpAddr, u16)>;
 
 pub(crate) fn connection(i: &Incident) -> Connection {
-    // A unix connection has no ends of its own: its time names it.
-    let at = i.server.path.as_ref().map(|_| i.at_boot_ns);
+    // A unix connection has no ends of its own, and one that only nginx knows none that are known: its time names it.
+    let at = i.server.ip.is_none().then_some(i.at_boot_ns);
     (i.server.ip.zip(i.server.port), i.requester.ip.zip(i.requester.port), at)
 }
 

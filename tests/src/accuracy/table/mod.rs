@@ -10,15 +10,27 @@ mod nginx;
 mod php;
 mod queues;
 mod races;
+pub(super) mod upstream;
 
 use super::scenario::Scenario;
 
 /// Every scenario that has a cause, and then the controls.
 pub fn all() -> Vec<&'static Scenario> {
-    [nginx::ALL, races::ALL, php::ALL, queues::ALL, children::ALL, absent::ALL, ended::ALL, inits::ALL, controls::ALL]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        nginx::ALL,
+        races::ALL,
+        php::ALL,
+        queues::ALL,
+        children::ALL,
+        absent::ALL,
+        ended::ALL,
+        inits::ALL,
+        upstream::ALL,
+        controls::ALL,
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 pub fn named(name: &str) -> Option<&'static Scenario> {

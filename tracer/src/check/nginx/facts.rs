@@ -192,7 +192,7 @@ fn local(address: &str) -> Option<u16> {
 }
 
 /// Of `80`, `127.0.0.1:80`, `[::]:80`, `*:80`; 80 of an address without one.
-fn port(address: &str) -> Option<u16> {
+pub(super) fn port(address: &str) -> Option<u16> {
     if address.starts_with("unix:") {
         return None;
     }

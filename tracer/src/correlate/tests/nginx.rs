@@ -4,7 +4,7 @@ use super::unix::{child, dropped, fpm, only, pod, refused, rules};
 use super::{Node, S, causes, exiting, late_data, state, task};
 use crate::model::event::{EventKind, NginxLogged, ResetSent, ResetSocket, Side, Task, TcpState, Tuple, tcp};
 use crate::model::incident::{Mechanism, Outcome};
-use crate::model::input::{LossFact, LossKind};
+use crate::model::input::{Carries, CarriesFact, LossFact, LossKind};
 use crate::model::{Cause, Input, Level};
 
 const MS: u64 = 1_000_000;
@@ -240,6 +240,16 @@ fn nobody_is_asked_because_of_what_failed_before() {
     assert_eq!(rules(&said[1])[..3], ["nginx-made-the-error", "nginx-said-why", "unix-connect-failed"]);
     assert_eq!(said[1].confidence.level, Level::Likely);
     assert!(!said[1].advice.is_empty());
+    // Soon after two refusals, of which the second had its page: another request.
+    let mut node = pod(true);
+    for n in 0..2 {
+        let at = 200 * S + n * 2 * US;
+        node.event(at, refused(11)).event(at + US, logged(11, "connect() to %V failed"));
+    }
+    node.event(200 * S + 4 * US, page(502));
+    node.event(200 * S + 2 * MS, logged(0, "no live upstreams")).event(200 * S + 2 * MS + US, page(502));
+    let said = node.said(true);
+    assert_eq!(said.iter().map(|i| i.outcome).collect::<Vec<_>>(), [Outcome::Refused, Outcome::ErrorMade], "{said:#?}");
     // What had failed was not seen.
     let mut node = pod(true);
     node.event(201 * S, logged(0, "no live upstreams")).event(201 * S + US, page(502));
@@ -293,4 +303,27 @@ fn a_timeout_is_nobodys_death() {
     };
     assert_eq!(play(true), (Level::Certain, Some(504)));
     assert_eq!(play(false), (Level::Likely, None));
+}
+
+#[test]
+fn a_connection_that_carries_more_than_requests_is_possibly_lost() {
+    let play = |what: Option<Carries>, sent: u64| {
+        let mut node = Node::new();
+        if let Some(what) = what {
+            let (at, netns, port) = (3, task().netns, 80);
+            node.inputs.push(Input::Carries(CarriesFact { at, netns, port, what }));
+        }
+        node.signal(200 * S, 15, super::master());
+        node.event(200 * S + MS - 1, EventKind::Exited { task: exiting(task()), code: 0 });
+        let cut = TcpState { lrcvtime: 1001, bytes_sent: sent, task: exiting(task()), ..state() };
+        node.event(200 * S + MS, EventKind::TcpState(cut));
+        let said = node.said(true);
+        assert_eq!(only(&said).cause, Cause::NginxFastShutdown);
+        only(&said).confidence.level
+    };
+    assert_eq!(play(None, 600), Level::Certain);
+    assert_eq!(play(Some(Carries::Http2), 600), Level::Possible);
+    assert_eq!(play(Some(Carries::Upgraded), 600), Level::Possible);
+    // Nothing was ever answered on it: it is neither yet.
+    assert_eq!(play(Some(Carries::Upgraded), 0), Level::Certain);
 }
