@@ -107,7 +107,12 @@ impl Link {
 
 /// Joins two namespaces by a veth pair. It goes away with the namespaces.
 pub fn veth(left: &Netns, right: &Netns) -> Result<Link> {
-    let (link, n) = (Link::unique(), serial());
+    veth_at(left, right, Link::unique())
+}
+
+/// The same, with these addresses.
+pub fn veth_at(left: &Netns, right: &Netns, link: Link) -> Result<Link> {
+    let n = serial();
     let (a, b) = (format!("vl{n}"), format!("vr{n}"));
     let args = ["link", "add", &a, "netns", &left.name, "type", "veth", "peer", "name", &b, "netns", &right.name];
     run("ip", &args)?;

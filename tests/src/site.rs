@@ -3,7 +3,7 @@
 use crate::guard::Dir;
 use crate::ledger::Claim;
 use crate::nat::{Nat, Node};
-use crate::net::{Link, Netns, veth};
+use crate::net::{Link, Netns, veth, veth_at};
 use crate::nginx::{Nginx, NginxConf};
 use crate::php::{self, Fpm, FpmConf, Served};
 use crate::pod::{Container, Pod, PodConf};
@@ -28,6 +28,8 @@ pub struct SiteConf {
     pub replica: bool,
     /// The path into the pod goes through a tun forwarder; else through a veth pair.
     pub trouble: Option<Trouble>,
+    /// The addresses of the path into the pod, when they are to be those of another site's.
+    pub link: Option<Link>,
     /// The edge reaches the pod by a Service's address, which a node between them translates. For sites with an edge.
     pub nat: Option<Nat>,
     /// nginx and php-fpm in one container, under a supervisord with default priorities: `Site::nginx` is that container,
@@ -141,7 +143,7 @@ impl Site {
         let link = match (&tun, &node) {
             (Some(tun), _) => tun.link,
             (None, Some(node)) => node.link,
-            (None, None) => veth(before_pod, &pod.netns)?,
+            (None, None) => veth_at(before_pod, &pod.netns, conf.link.unwrap_or_else(Link::unique))?,
         };
         let (nginx, fpm, php) = match &conf.fpm {
             Some(fpm) if conf.supervised => {

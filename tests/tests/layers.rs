@@ -144,3 +144,48 @@ fn edge_and_pod_together() -> Result<()> {
     }
     Ok(())
 }
+
+/// Two edges with one address and one source port, before two pods with one address: the same 4-tuples, and only the sequence
+/// numbers tell whose is whose.
+#[test]
+fn two_edges_with_the_same_addresses() -> Result<()> {
+    let name = "two edges with the same addresses";
+    if skipped(name, None) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    for run in 1..=guard::number("RUNS", 1) {
+        let one = site(None)?;
+        let link = Some(one.link);
+        let two = Site::start(&SiteConf { fpm: Some(FpmConf::default()), edge: Some(1), link, ..SiteConf::default() })?;
+        let sites = [one, two];
+        for site in &sites {
+            // One port for connections to anywhere.
+            let range = "/proc/sys/net/ipv4/ip_local_port_range";
+            edge(site)?.pod.netns.run(|| std::fs::write(range, "40000 40000"))??;
+        }
+        let watch = Watch::of(&sites[0])?;
+        let mut loads = Vec::new();
+        for site in &sites {
+            let mut slow = LoadConf::new(site.addr(), "/slow.php?ms=20000");
+            slow.max_attempts = Some(1);
+            loads.push(Load::start(Some(site.client.path()), slow)?);
+        }
+        let started = |site: &Site| site.started_scripts().is_ok_and(|s| !s.is_empty());
+        wait("both requests", LIMIT, || sites.iter().all(started))?;
+        for site in &sites {
+            site.signal_nginx(SIGTERM)?;
+        }
+        wait("the cut requests", LIMIT, || loads.iter().all(Load::finished))?;
+        let incidents = said(watch, name, &sites[0], 2)?;
+        println!("{name}, run {run}: {} incidents", incidents.len());
+        ensure!(incidents.len() == 2, "{incidents:#?}");
+        for site in &sites {
+            let netns = site.pod.netns.inode()?;
+            let i = incidents.iter().find(|i| i.server.netns == netns).context("an incident of each pod")?;
+            ensure!(i.requester.port == Some(40000), "the ports were to be the same: {i:#?}");
+            ensure!(i.requester.container.as_ref() == Some(&edge(site)?.nginx.container.id), "{i:#?}");
+        }
+    }
+    Ok(())
+}

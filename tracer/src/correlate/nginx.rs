@@ -109,6 +109,13 @@ pub struct Came {
     pub read: u64,
 }
 
+impl Failed {
+    /// No page of it was seen, nor one that may be its.
+    pub fn without_page(&self) -> bool {
+        self.page.is_none() && !self.doubt
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
     pub event: EventId,
@@ -201,9 +208,13 @@ impl Nginx {
                 let connect = Connect { event: event.id, at: event.at, task: s.task.key(), tuple: s.tuple };
                 push(&mut self.connects, connect, |c| c.at.saturating_add(KEEP_NS) < event.at);
             }
-            EventKind::TcpState(s) if s.oldstate == tcp::ESTABLISHED && s.side == Side::Client => {
+            EventKind::TcpState(s)
+                if matches!(s.oldstate, tcp::ESTABLISHED | tcp::CLOSE_WAIT) && s.side == Side::Client =>
+            {
+                // A FIN that has come counts as a received byte.
+                let received = s.bytes_received.saturating_sub(u64::from(s.oldstate == tcp::CLOSE_WAIT));
                 let read = s.bytes_received.saturating_sub(u64::from(s.rcv_nxt.wrapping_sub(s.copied_seq)));
-                self.closed(&s.task, event.at, s.tuple, Came { received: s.bytes_received, read });
+                self.closed(&s.task, event.at, s.tuple, Came { received, read: read.min(received) });
             }
             // What was sent to it and is unread makes close() reset the connection.
             EventKind::ResetSent(r) if r.active => {
@@ -371,6 +382,14 @@ impl Nginx {
     pub fn timed_out(&self, ends: &Tuple, at: BootNs) -> Option<&Failed> {
         let near = |f: &&Failed| f.at.abs_diff(at) < AROUND_NS && f.why == Why::TimedOut;
         self.said.iter().rev().filter(near).find(|f| f.upstream.is_some_and(|(t, _)| t.flipped() == ends.ends()))
+    }
+
+    /// What this worker said of a connection that it closed because its server had: the line, then the close, then the page,
+    /// in one turn of its event loop.
+    pub fn of_connection(&self, worker: &ProcKey, ends: &Tuple, at: BootNs) -> Option<&Failed> {
+        let near = |f: &&Failed| f.at.abs_diff(at) <= DIRECT_NS && f.why == Why::Ended;
+        let its = |f: &&Failed| f.logged.task.key() == *worker && f.upstream.is_some_and(|(t, _)| t == *ends);
+        self.said.iter().rev().filter(near).find(its)
     }
 
     /// This failed attempt has its verdict.

@@ -2,6 +2,7 @@
 
 mod fpm_child;
 mod kube;
+mod layers;
 mod nginx;
 mod said;
 mod sidecar;

@@ -12,6 +12,7 @@ use super::server::{Kind, Server};
 use super::{Finding, View};
 use crate::correlate::ends::{End, How, KnownBy};
 use crate::correlate::lost::{Evidence, Lost, RefusedAt};
+use crate::correlate::nginx::{Failed, Upshot};
 use crate::identity::{ContainerInfo, Place, Role};
 use crate::model::event::{ProcKey, Task};
 use crate::model::incident::{Cause, Requester, Trigger};
@@ -149,15 +150,33 @@ pub fn requester(lost: &Lost, server: &Server, view: &View) -> Requester {
     requester
 }
 
+/// The requesting nginx got the end of this very connection, said so, and answered its client with an error page.
+pub fn answered<'v>(lost: &Lost, view: &View<'v>) -> Option<Upshot<'v>> {
+    let failed = said(lost, view)?;
+    let status = failed.page?.status;
+    Some(Upshot::Answered { status, nginx: &failed.logged.task, by: Some(failed) })
+}
+
+/// What the requesting nginx logged as it closed its end.
+fn said<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v Failed> {
+    let (_, end) = view.ends.of(lost).filter(|(by, end)| by.sure() && end.how == How::Eof)?;
+    view.nginx.of_connection(&end.task.as_ref()?.key(), &end.tuple, end.at)
+}
+
 /// Tells what the layer before saw, beside the explanation.
 pub fn beside(chain: &mut Chain, lost: &Lost, view: &View) {
     let Some(before) = Before::of(lost, view) else { return };
     let Some(end) = before.end.filter(|end| !chain.names(end.event)) else { return };
     let exiting = end.task.as_ref().is_some_and(Task::exiting);
+    let passed_on = said(lost, view).is_some_and(Failed::without_page);
     let what = match end.how {
         How::GaveUp if exiting => "closed it by exiting, before there was an answer",
         How::GaveUp => "closed it before there was an answer",
         How::Eof if exiting => "ended without having read that there is no answer",
+        How::Eof if passed_on => {
+            "got its end in place of an answer, said so and made no error page of it: it may have asked another server, or \
+             its client had left"
+        }
         How::Eof => "got its end in place of an answer, and closed it",
         How::Reset => "got the reset of it",
         How::Refused => "was refused",

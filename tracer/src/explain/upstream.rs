@@ -4,7 +4,7 @@
 use super::chain::Chain;
 use super::confidence::Confidence;
 use super::server::Server;
-use super::{Finding, View};
+use super::{Finding, View, layers};
 use crate::correlate::lost::{ErrorMade, Lost, Own};
 use crate::correlate::nginx::Upshot;
 use crate::model::incident::{Cause, Missing, Trigger};
@@ -67,7 +67,7 @@ pub fn left_alone(finding: &mut Finding, lost: &Lost, made: &ErrorMade, server: 
 
 /// What nginx made of a failed attempt.
 pub fn upshot<'v>(lost: &Lost, view: &View<'v>) -> Upshot<'v> {
-    let upshot = view.nginx.upshot(lost);
+    let upshot = layers::answered(lost, view).unwrap_or_else(|| view.nginx.upshot(lost));
     let from = lost.at.saturating_sub(AROUND_NS);
     let unsure = view.history.losses(from, lost.at.saturating_add(AROUND_NS)).next().is_some();
     if unsure { Upshot::Unknown } else { upshot }

@@ -7,6 +7,7 @@ mod evidence;
 mod explain;
 mod hooks;
 mod kube;
+mod layers;
 mod live;
 mod pairs;
 mod recording;

@@ -63,7 +63,7 @@ fn an_answer_that_nginx_does_not_take_is_told_in_its_words() {
     );
     assert!(one.container.as_ref().is_some_and(|c| c.id.starts_with('a')), "{:?}", one.container);
     // 9089 bytes had come: 16k take them.
-    assert_eq!(one.advice[0].value, Some(16 << 10));
+    assert_eq!((one.advice[0].value, one.advice[0].unit.as_deref()), (Some(16), Some("KiB")));
 }
 
 #[test]
