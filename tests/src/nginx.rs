@@ -156,6 +156,8 @@ pub enum Upstream {
     Refused,
     /// EAGAIN of a unix socket.
     Full,
+    /// EADDRNOTAVAIL: nginx itself had no port for the connection.
+    NoPort,
     /// The connection was there, and ended without an answer.
     Ended,
 }
@@ -169,6 +171,7 @@ impl Upstream {
         let what = match line {
             l if l.contains("(111: ") || l.contains("(2: ") => Self::Refused,
             l if l.contains("(11: ") => Self::Full,
+            l if l.contains("(99: ") => Self::NoPort,
             l if l.contains("(104: ") || l.contains("prematurely closed") => Self::Ended,
             _ => return None,
         };
@@ -391,6 +394,10 @@ mod tests {
         assert_eq!(of("connect() failed (111: Connection refused)"), is(Upstream::Refused));
         assert_eq!(of("connect() to unix:/x failed (2: No such file or directory)"), is(Upstream::Refused));
         assert_eq!(of("connect() to unix:/x failed (11: Resource temporarily unavailable)"), is(Upstream::Full));
+        assert_eq!(
+            of("connect() to 127.0.0.1:9000 failed (99: Cannot assign requested address)"),
+            is(Upstream::NoPort)
+        );
         assert_eq!(of("recv() failed (104: Connection reset by peer)"), is(Upstream::Ended));
         assert_eq!(of("upstream prematurely closed connection"), is(Upstream::Ended));
         assert_eq!(of("something else"), None);

@@ -57,3 +57,14 @@ fn a_proxy_that_is_stopped_alone() -> Result<()> {
 fn what_is_behind_the_proxy_goes_first() -> Result<()> {
     live("app-gone-first", &[])
 }
+
+/// Its master lives on, and forks another one.
+#[test]
+fn a_worker_of_nginx_crashes() -> Result<()> {
+    live("nginx-worker-crash", &[])
+}
+
+#[test]
+fn somebody_kills_a_worker_of_nginx() -> Result<()> {
+    live("nginx-worker-killed", &["reuseport"])
+}

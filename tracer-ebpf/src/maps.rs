@@ -19,6 +19,10 @@ pub static SKIP_CGROUPS: HashMap<u64, u8> = HashMap::with_max_entries(16_384, 0)
 #[map]
 pub static LISTENERS: LruHashMap<PortKey, u64> = LruHashMap::with_max_entries(16_384, 0);
 
+/// When the accept queue of a port was last told to be full.
+#[map]
+pub static FULL: LruHashMap<PortKey, u64> = LruHashMap::with_max_entries(1024, 0);
+
 #[map]
 pub static DIGESTS: LruHashMap<Tuple, Digest> = LruHashMap::with_max_entries(65_536, 0);
 

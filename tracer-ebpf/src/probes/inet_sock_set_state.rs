@@ -6,11 +6,16 @@
 //! container was told to stop, connections that are established are looked at as well (`stops`). A requesting end that got
 //! the server's FIN in place of an answer is looked at once more when its process closes it: who that was, and whether it
 //! did so by exiting, is not known at the FIN.
+//!
+//! A connect that fails is told where it tells of a server: refused at its own address, without a local port, given up while
+//! its SYN was being sent again, or with an error of the path. What became of connects that got an answer is not.
+//! A listener whose accept queue has just been filled is told ten times a second at most: from then on SYNs are dropped, and
+//! nothing else shows it.
 
 use crate::emit::{count, emit};
 use crate::kernel::sock::{self, TcpInfo, state};
 use crate::kernel::{arg, task};
-use crate::maps::{self, DIGESTS, LISTENERS};
+use crate::maps::{self, DIGESTS, FULL, LISTENERS};
 use crate::stops;
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_boot_ns};
 use aya_ebpf::macros::btf_tracepoint;
@@ -22,6 +27,8 @@ use why502_ebpf::{Digest, PortKey, TcpState, Tuple, counter, digest_bits, kind, 
 const PF_EXITING: u32 = 4;
 /// include/uapi/asm-generic/errno.h
 const ECONNREFUSED: u32 = 111;
+/// Between two records of one port's full accept queue.
+const FULL_NS: u64 = 100_000_000;
 
 #[btf_tracepoint(function = "inet_sock_set_state")]
 pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
@@ -43,11 +50,14 @@ unsafe fn run(ctx: &BtfTracePointContext) {
         }
         return count(HOOK, counter::UNINTERESTING);
     }
-    let refused = old == state::SYN_SENT && new == state::CLOSE;
+    if old == state::LISTEN && new == state::SYN_RECV {
+        return taken(ctx);
+    }
+    let failed = old == state::SYN_SENT && new == state::CLOSE;
     if old == state::CLOSE_WAIT && (new == state::LAST_ACK || new == state::CLOSE) {
         return closed_after_eof(ctx, old, new);
     }
-    if !listener && !closing && !refused {
+    if !listener && !closing && !failed {
         return count(HOOK, counter::UNINTERESTING);
     }
     let Some(sk) = arg::pointer(ctx, 0) else {
@@ -64,13 +74,11 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     // skc_num is already 0 at CLOSE.
     let lport = sock::sport_of_tcp(tp);
     let tuple = sock::tuple(sk, lport);
-    // A refused connect is told by the reset that refuses it, but for a port that never listened: there only a client of
-    // the same network namespace, at its own address, asks for a server that is to be there.
-    if refused && !(sock::err(sk) == ECONNREFUSED && own_address(&tuple)) {
+    if failed && !connect_told(sk, tp, &tuple) {
         return count(HOOK, counter::UNINTERESTING);
     }
     let info = sock::info(tp);
-    if refused {
+    if failed {
         emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, &info, old, new, side::CLIENT));
     } else if listener {
         listener_changed(sk, tp, cgroup, &tuple, &info, old, new);
@@ -103,6 +111,52 @@ unsafe fn closed_after_eof(ctx: &BtfTracePointContext, old: u8, new: u8) {
         return count(HOOK, counter::SKIPPED);
     }
     emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, &info, old, new, side::CLIENT));
+}
+
+/// A connect that failed: is it worth a record?
+#[inline(always)]
+unsafe fn connect_told(sk: *const u8, tp: *const u8, tuple: &Tuple) -> bool {
+    match sock::err(sk) {
+        // A refused connect is told by the reset that refuses it, but for a port that never listened: there only a client
+        // of the same network namespace, at its own address, asks for a server that is to be there.
+        ECONNREFUSED => own_address(tuple),
+        // tcp_v4_connect() and tcp_v6_connect() found no local port; or somebody closed it when no SYN had been answered.
+        0 => tuple.lport == 0 || sock::total_retrans(tp) > 0,
+        _ => true,
+    }
+}
+
+/// A connection was made from a listener: inet_csk_clone_lock() has copied that one, its port and queue included, and the
+/// connection itself is not counted yet. With a queue that has no room for another one SYNs are dropped.
+#[inline(always)]
+unsafe fn taken(ctx: &BtfTracePointContext) {
+    let Some(sk) = arg::pointer(ctx, 0) else {
+        return count(HOOK, counter::BAD_ARG);
+    };
+    let (backlog, max_backlog) = sock::backlog(sk);
+    if backlog < max_backlog {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    let Some(tp) = sock::tcp(sk) else {
+        return count(HOOK, counter::UNINTERESTING);
+    };
+    let cgroup = sock::cgroup_id(sk);
+    if maps::skipped(cgroup) {
+        return count(HOOK, counter::SKIPPED);
+    }
+    let tuple = sock::tuple(sk, sock::num(sk));
+    let key = PortKey { netns: tuple.netns, port: u32::from(tuple.lport) };
+    let now = bpf_ktime_get_boot_ns();
+    if now.wrapping_sub(super::since(&FULL, &key)) < FULL_NS {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    if FULL.insert(key, now, 0).is_err() {
+        count(HOOK, counter::LOST_MAP);
+    }
+    let info = sock::info(tp);
+    emit::<TcpState>(HOOK, kind::TCP_STATE, |p| {
+        write(p, sk, tp, cgroup, &tuple, &info, state::LISTEN, state::SYN_RECV, side::LISTENER)
+    });
 }
 
 #[inline(always)]

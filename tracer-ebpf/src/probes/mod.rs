@@ -21,6 +21,7 @@ use crate::emit::{add_one, count, emit};
 use crate::kernel::{sock, task};
 use crate::maps::{self, HAS_COOKIE, LISTENERS};
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
+use aya_ebpf::maps::LruHashMap;
 use aya_ebpf::programs::ProbeContext;
 use why502_ebpf::{PortKey, TcpNotice, UNIX_PATH, UnixRefused, counter, kind, side};
 
@@ -33,13 +34,18 @@ fn signal_wanted(sig: u32) -> bool {
 /// Does (or did) this port listen in this network namespace?
 #[inline(always)]
 fn listens(netns: u32, port: u16) -> bool {
-    let key = PortKey { netns, port: u32::from(port) };
     // By its value (the time of the LISTEN): LLVM likes to join two NULL tests into an `or` of map pointers, which the
     // verifier refuses.
-    match LISTENERS.get_ptr(&key) {
+    since(&LISTENERS, &PortKey { netns, port: u32::from(port) }) != 0
+}
+
+/// The time that a map has of a port; 0 without one.
+#[inline(always)]
+fn since(map: &LruHashMap<PortKey, u64>, key: &PortKey) -> u64 {
+    match map.get_ptr(key) {
         // SAFETY: a map value; LRU entries stay readable for the run of a program.
-        Some(since) => unsafe { since.read_volatile() != 0 },
-        None => false,
+        Some(since) => unsafe { since.read_volatile() },
+        None => 0,
     }
 }
 

@@ -1,11 +1,12 @@
 //! Events → lost requests.
 
 use super::answer::{self, Closer};
+use super::connect;
 use super::history::History;
 use super::lost::{Actor, Conn, Evidence, ListenerClosed, Lost, RefusedAt};
 use crate::identity::{ListenState, Role, Table};
 use crate::model::event::{
-    BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, Tuple, tcp, tcp_flags,
+    BootNs, Digest, Event, EventKind, ProcKey, ResetSent, ResetSocket, Side, TICK_NS, TcpState, tcp, tcp_flags,
 };
 use crate::model::incident::{Mechanism, Outcome};
 
@@ -19,7 +20,7 @@ const DIGEST_NS: u64 = 65_000_000_000;
 /// Data that was on its way at a close begins within a receive window of what was expected.
 const SEQUENCE_WINDOW: u32 = 16 << 20;
 /// What two CPUs report of one connection's end lies this close together.
-const SAME_CLOSE_NS: u64 = 100_000_000;
+pub(super) const SAME_CLOSE_NS: u64 = 100_000_000;
 /// A half-open connection outlives its listener's close by a handshake: retransmitted SYN-ACKs included, a few seconds.
 const HANDSHAKE_NS: u64 = 3_000_000_000;
 
@@ -36,7 +37,7 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
             closed(event, s, table, history, hz)
         }
         EventKind::TcpState(s) if s.oldstate == tcp::SYN_SENT && s.side == Side::Client => {
-            connect_refused(event, s, table, history)
+            connect::failed(event, s, table, history)
         }
         EventKind::ResetSent(r) if r.active => unfinished(event, r, table, history),
         EventKind::ResetSent(r) => reset(event, r, table, history),
@@ -151,48 +152,8 @@ fn refused(event: &Event, r: &ResetSent, listening: &ListenState, table: &Table,
     })
 }
 
-/// An nginx was refused by a port of its own network namespace: what it passes requests on to is not there. The reset that
-/// refused it tells more, where there is a record of it.
-fn connect_refused(event: &Event, s: &TcpState, table: &Table, history: &History) -> Option<Lost> {
-    let role = table.role(&s.task.key());
-    if !role.sure || !matches!(role.role, Role::NginxWorker | Role::NginxMaster) {
-        return None;
-    }
-    let t = &s.tuple;
-    let tuple = Tuple {
-        local_ip: t.remote_ip,
-        local_port: t.remote_port,
-        remote_ip: t.local_ip,
-        remote_port: t.local_port,
-        netns: t.netns,
-    };
-    let listening = table.listeners().state_at(tuple.netns, tuple.local_ip, tuple.local_port, event.at);
-    let dead = of_a_dead_pod(&listening, tuple.netns, table, history);
-    let told = !dead && history.reset_of(&tuple, event.at.saturating_sub(SAME_CLOSE_NS)).is_some();
-    if told || matches!(listening, ListenState::Listening { .. }) {
-        return None;
-    }
-    let closed = listener_closed(&listening, history, event.at).filter(|_| !dead);
-    Some(Lost {
-        event: event.id,
-        at: event.at,
-        conn: Conn::Tcp(tuple),
-        outcome: Outcome::Refused,
-        mechanism: Mechanism::UpstreamRefused,
-        server: closed.as_ref().map(|c| Actor {
-            key: c.task.key(),
-            task: Some(c.task.clone()),
-            exiting: c.task.exiting(),
-        }),
-        sk_cgroup: closed.as_ref().map_or(0, |c| c.task.cgroup),
-        bytes_sent: 0,
-        age_ms: None,
-        evidence: Evidence::Refused { seen: RefusedAt::Requester(Box::new(s.clone())), closed },
-    })
-}
-
 /// The namespace went to another pod since (inode numbers are given again at once): not this server's port.
-fn of_a_dead_pod(state: &ListenState, netns: u32, table: &Table, history: &History) -> bool {
+pub(super) fn of_a_dead_pod(state: &ListenState, netns: u32, table: &Table, history: &History) -> bool {
     let ListenState::Closed { at, owner, .. } = state else { return false };
     let pod = table.server_of(owner).container.and_then(|c| c.container.pod_uid.as_deref());
     history.netns_passed_on(netns, *at, pod)
@@ -318,7 +279,7 @@ fn closed_lately(event: &Event, r: &ResetSent, table: &Table, history: &History)
 }
 
 /// The close that ended the listening, when its event is still known.
-fn listener_closed(state: &ListenState, history: &History, now: BootNs) -> Option<ListenerClosed> {
+pub(super) fn listener_closed(state: &ListenState, history: &History, now: BootNs) -> Option<ListenerClosed> {
     let ListenState::Closed { event: Some(event), at, .. } = state else { return None };
     Some(ListenerClosed { event: *event, at: *at, task: history.listener_closer(*event, now)?.clone() })
 }

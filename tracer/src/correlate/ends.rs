@@ -229,6 +229,7 @@ fn began(lost: &Lost) -> Began {
         Evidence::Refused { seen: RefusedAt::Requester(_), .. }
         | Evidence::UnixClose { .. }
         | Evidence::UnixRefused { .. }
+        | Evidence::NotConnected { .. }
         | Evidence::ErrorMade(_) => Began::default(),
     }
 }

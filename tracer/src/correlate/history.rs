@@ -1,13 +1,18 @@
 //! What happened lately, indexed for the rules: signals, exits, losses, and which connections are already accounted for.
 //! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
 
-use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, Tuple};
+use super::lost::QueueFull;
+use crate::model::event::{
+    BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, TcpState, Tuple,
+};
 use crate::model::input::{Carries, CarriesFact, LossKind, MemoryFact, SpecFact};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
 pub const KEEP_NS: u64 = 120_000_000_000;
 const MAX_ENTRIES: usize = 65_536;
+/// A connect is given up after this time: nginx's timeouts are 60 s unless they are told otherwise.
+const CONNECT_NS: u64 = 65_000_000_000;
 /// Signals kept per target: the first ones and the last ones of a flood.
 const MAX_SIGNALS: usize = 64;
 /// The files are read when the mark is drained.
@@ -194,6 +199,10 @@ pub struct History {
     carries: BTreeMap<(u32, u16), Carries>,
     /// The last connection of each nginx to a server of its own network namespace.
     upstreams: Recent<ProcKey, Upstream>,
+    /// Listening ports (netns, port) whose accept queue was last seen to be full.
+    full: Recent<(u32, u16), QueueFull>,
+    /// Connects whose SYN was sent again, by the client's tuple.
+    syns: Recent<Tuple, EventId>,
     evicted: u64,
 }
 
@@ -242,6 +251,26 @@ impl History {
 
     pub fn upstream_of(&self, master: &ProcKey) -> Option<&Upstream> {
         self.upstreams.get(master).map(|(_, upstream)| upstream)
+    }
+
+    /// `s`: of a connection that took the last place of its listener's queue, or what is beyond it.
+    pub fn queue_filled(&mut self, event: EventId, at: BootNs, s: &TcpState) {
+        let full = QueueFull { event, at, holds: s.ack_backlog.saturating_add(1) };
+        self.evicted += self.full.insert(at, (s.tuple.netns, s.tuple.local_port), full);
+    }
+
+    /// The queue of this port was full lately.
+    pub fn queue_full(&self, netns: u32, port: u16, at: BootNs) -> Option<&QueueFull> {
+        self.full.get(&(netns, port)).filter(|(t, _)| at.saturating_sub(*t) < CONNECT_NS).map(|(_, full)| full)
+    }
+
+    pub fn syn_again(&mut self, event: EventId, at: BootNs, tuple: &Tuple) {
+        self.evicted += self.syns.insert(at, *tuple, event);
+    }
+
+    /// The last time that the SYN of this connection was sent again.
+    pub fn syn_sent_again(&self, tuple: &Tuple) -> Option<(EventId, BootNs)> {
+        self.syns.get(tuple).map(|(at, event)| (*event, *at))
     }
 
     pub fn listener_closed(&mut self, event: EventId, at: BootNs, task: &Task) {

@@ -135,6 +135,8 @@ pub enum Evidence {
     LateData { reset: Box<ResetSent>, closed_at: Option<BootNs> },
     /// The client believed itself connected, the half-open connection had gone with its listener.
     Handshake { reset: Box<ResetSent>, closed: ListenerClosed },
+    /// A connect of nginx failed, and not because nobody listened.
+    NotConnected { state: Box<TcpState>, why: NotConnected },
     /// An AF_UNIX connection was closed with bytes unread; `thrown`: nobody had accepted it.
     UnixClose { dropped: Box<UnixDropped>, thrown: Option<Thrown> },
     /// An AF_UNIX connect failed; `found`: how its server was told, `full_since`: since when its queue is full.
@@ -160,6 +162,26 @@ pub enum Own {
     NoLive,
     /// The upstream has no address.
     Unresolved,
+}
+
+/// Why a connect failed.
+#[derive(Clone, Debug)]
+pub enum NotConnected {
+    /// There was no local port for it.
+    NoPort,
+    /// No way led there. `alone`: nothing but nginx runs in the container whose socket it was.
+    Unreachable { alone: bool },
+    /// Its SYNs were not answered. `full`: the listener had no room in its queue.
+    GivenUp { full: Option<QueueFull> },
+}
+
+/// The record of a listener whose accept queue had just been filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueFull {
+    pub event: EventId,
+    pub at: BootNs,
+    /// Connections that it holds.
+    pub holds: u32,
 }
 
 /// The end at which a refused connection was seen.

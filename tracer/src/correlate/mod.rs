@@ -2,6 +2,7 @@
 //! to the byte.
 
 pub mod answer;
+mod connect;
 pub mod detect;
 pub mod ends;
 pub mod history;
@@ -185,11 +186,15 @@ impl Engine {
             EventKind::SignalGenerated(s) => self.world.history.signal(event.id, at, s),
             EventKind::Exited { task, code } => self.world.history.exit(event.id, at, task, *code),
             EventKind::ResetSent(r) => self.world.history.reset_sent(event.id, at, r),
+            EventKind::SynRetransmitted(n) => self.world.history.syn_again(event.id, at, &n.tuple),
             EventKind::OomVictim { task } => self.world.history.oom_victim(event.id, at, task),
             EventKind::TcpState(s) => {
                 self.hz = self.hz.or_else(|| answer::hz(at, s.jiffies));
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {
                     self.world.history.listener_closed(event.id, at, &s.task);
+                }
+                if connect::queue_full(s) {
+                    self.world.history.queue_filled(event.id, at, s);
                 }
                 if s.side == Side::Client {
                     self.world.ends.closed(event.id, at, s);

@@ -1,5 +1,6 @@
 //! Sequences made by hand, for what live runs seldom show: each is a way in which a careless rule would blame the wrong one.
 
+mod connect;
 mod fpm_child;
 mod kube;
 mod layers;
@@ -302,7 +303,9 @@ fn a_worker_that_crashed_after_the_term_is_not_the_fast_shutdown() {
     node.event(200 * S + 1_000, EventKind::Exited { task: exiting(task()), code: 11 });
     let cut = TcpState { bytes_sent: 0, task: exiting(task()), ..state() };
     node.event(200 * S + 2_000, EventKind::TcpState(cut));
-    assert_eq!(causes(&node.said(false)), [Cause::Unexplained]);
+    let said = node.said(false);
+    assert_eq!(causes(&said), [Cause::NginxWorkerCrash]);
+    assert_eq!(said[0].confidence.level, Level::Likely, "who sent the signal that killed it was not seen");
 }
 
 #[test]

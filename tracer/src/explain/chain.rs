@@ -7,11 +7,13 @@ use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::ends::End;
 use crate::correlate::history::{ExitFact, OomMark, Signal, Upstream, sig};
-use crate::correlate::lost::{Conn, ErrorMade, Evidence, ListenerClosed, Lost, RefusedAt, Thrown};
+use crate::correlate::lost::{
+    Conn, ErrorMade, Evidence, ListenerClosed, Lost, NotConnected, QueueFull, RefusedAt, Thrown,
+};
 use crate::correlate::nginx::{Failed, Page};
 use crate::correlate::stops::Command;
 use crate::identity::{ExecRef, Place, Process, Role};
-use crate::model::event::{BootNs, Cited, EventId, ProcKey, ResetSent, Task};
+use crate::model::event::{BootNs, Cited, EventId, ProcKey, ResetSent, Task, TcpState};
 use crate::model::incident::{Link, ProcessRef};
 
 pub use super::sender::{Sender, sender_kind, sender_text, trigger};
@@ -69,6 +71,7 @@ impl Chain {
     pub fn loss(&mut self, lost: &Lost, server: &Server, view: &View) {
         let task = match &lost.evidence {
             Evidence::UnixRefused { what, .. } => Some(&what.task),
+            Evidence::NotConnected { state, why: NotConnected::GivenUp { .. } } => Some(&state.task),
             _ => lost.server.as_ref().and_then(|a| a.task.as_ref()),
         };
         self.links.push(Proto {
@@ -79,7 +82,7 @@ impl Chain {
                 Evidence::Close { .. } => "tcp-close",
                 Evidence::UnixClose { .. } => "unix-close",
                 Evidence::UnixRefused { .. } => "unix-refused",
-                Evidence::Refused { seen: RefusedAt::Requester(_), .. } => "tcp-state",
+                Evidence::Refused { seen: RefusedAt::Requester(_), .. } | Evidence::NotConnected { .. } => "tcp-state",
                 Evidence::ErrorMade(_) => "nginx-error-page",
                 _ => "reset-sent",
             },
@@ -87,6 +90,7 @@ impl Chain {
                 Evidence::Close { .. } => "close-time-rule",
                 Evidence::Refused { seen: RefusedAt::Server(_), .. } => "syn-reset",
                 Evidence::Refused { seen: RefusedAt::Requester(_), .. } => "connect-refused",
+                Evidence::NotConnected { .. } => "connect-failed",
                 Evidence::LateData { .. } => "data-after-close",
                 Evidence::Handshake { .. } => "handshake-without-listener",
                 Evidence::UnixClose { .. } => "unix-close-unread",
@@ -233,6 +237,18 @@ impl Chain {
         self.push(exit.event, exit.at, "exec-failed", rule, Some(process_ref(&exit.task, view)), text);
     }
 
+    /// The last SYN of a connect that nobody answered.
+    pub fn syn_again(&mut self, event: EventId, at: BootNs, state: &TcpState) {
+        let text = format!("the SYN was sent again, {} times in all", state.total_retrans);
+        self.push(event, at, "syn-retransmitted", "nobody-answered", None, text);
+    }
+
+    /// A listener whose queue had been filled.
+    pub fn queue_full(&mut self, full: &QueueFull, address: &str) {
+        let text = format!("the accept queue of {address} was full: it held {} connections", full.holds);
+        self.push(full.event, full.at, "tcp-state", "the-queue-was-full", None, text);
+    }
+
     /// A server that was there and did not listen yet, by the exec that began it.
     pub fn started(&mut self, server: &Process, exec: ExecRef, view: &View) {
         let role = view.table.role(&server.key).role;
@@ -350,6 +366,7 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
         }
         Evidence::UnixRefused { .. } if lost.queue_full() => format!("{who}'s listen queue had no room"),
         Evidence::Refused { .. } | Evidence::UnixRefused { .. } => "the connection was refused".into(),
+        Evidence::NotConnected { .. } => "no connection came about".into(),
         Evidence::UnixClose { thrown: Some(_), .. } => format!("a connection was thrown out of {who}'s accept queue"),
         Evidence::UnixClose { .. } => format!("{who} closed the connection without an answer"),
         Evidence::LateData { .. } => format!("the request came after {who} had closed the connection"),
@@ -360,6 +377,7 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
 
 fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
     let peer = match &lost.conn {
+        Conn::Tcp(t) if t.remote_port == 0 => format!("from {}", t.remote_ip),
         Conn::Tcp(t) => format!("from {}", std::net::SocketAddr::new(t.remote_ip, t.remote_port)),
         Conn::Unix { path, .. } => format!("over unix:{path}"),
         Conn::Hidden { .. } => return format!("{}: no connection of it shows a failure", what_happened(lost, server)),
@@ -378,6 +396,16 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         }
         Evidence::Refused { seen: RefusedAt::Requester(s), .. } => {
             format!("{} {} could not connect to port {}", s.task.comm, s.task.tgid, s.tuple.remote_port)
+        }
+        Evidence::NotConnected { state, why } => {
+            let to = std::net::SocketAddr::new(state.tuple.remote_ip, state.tuple.remote_port);
+            match why {
+                NotConnected::NoPort => format!("connect to {to} found no free local port (99, EADDRNOTAVAIL)"),
+                NotConnected::Unreachable { .. } => format!("connect to {to} failed with {}", errno(state.sk_err)),
+                NotConnected::GivenUp { .. } => {
+                    format!("connect to {to} was given up; its SYN had been sent {} times", state.total_retrans + 1)
+                }
+            }
         }
         Evidence::LateData { reset, .. } => {
             format!("{} bytes of it were answered with a reset{}", reset.in_len, reason_text(reset, view))
@@ -405,7 +433,9 @@ pub fn errno(error: u32) -> String {
         2 => "2 (No such file or directory)".into(),
         11 => "11 (Resource temporarily unavailable)".into(),
         13 => "13 (Permission denied)".into(),
+        101 => "101 (Network is unreachable)".into(),
         111 => "111 (Connection refused)".into(),
+        113 => "113 (No route to host)".into(),
         other => other.to_string(),
     }
 }

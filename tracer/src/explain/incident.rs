@@ -155,6 +155,7 @@ fn id(boot_id: &str, lost: &Lost) -> String {
         Evidence::Refused { .. } => "refused",
         Evidence::LateData { .. } => "late",
         Evidence::Handshake { .. } => "handshake",
+        Evidence::NotConnected { .. } => "not-connected",
         Evidence::UnixClose { .. } => "unix-close",
         Evidence::UnixRefused { .. } => "unix-refused",
         Evidence::ErrorMade(_) => "nginx",

@@ -129,7 +129,8 @@ pub fn requester(lost: &Lost, server: &Server, view: &View) -> Requester {
     let t = lost.tcp();
     let mut requester = Requester {
         ip: t.map(|t| t.remote_ip),
-        port: t.map(|t| t.remote_port),
+        // A connect that got no local port has none.
+        port: t.map(|t| t.remote_port).filter(|port| *port != 0),
         kind: "unknown".into(),
         container: None,
         pod: None,

@@ -8,6 +8,7 @@ mod absent;
 pub mod advice;
 pub mod chain;
 pub mod confidence;
+mod connect;
 mod fpm;
 mod fpm_child;
 mod gone;
@@ -30,6 +31,7 @@ mod sidecar;
 mod supervisor;
 mod unix;
 mod upstream;
+mod worker;
 
 use crate::correlate::ends::Ends;
 use crate::correlate::history::History;
@@ -121,12 +123,16 @@ const RULES: &[Rule] = &[
     absent::crashed,
     absent::cut_by_crash,
     absent::not_started,
+    worker::ended_alone,
     restart::restarting,
     prestop::failed,
     sidecar::gone_first,
     sidecar::requester_gone,
     killed::killed,
     supervisor::stop_order,
+    connect::no_port,
+    connect::network_gone,
+    connect::syn_drop,
     requester::gave_up,
     requester::reset,
     requester::deliberate,

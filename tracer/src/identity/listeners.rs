@@ -181,7 +181,7 @@ impl Listeners {
         let task = Some(state.task.key()).filter(|_| state.task.tgid != 0 && state.task.start_ns != 0);
         if state.newstate == tcp::LISTEN {
             self.opened(at, state, task, server);
-        } else if state.oldstate == tcp::LISTEN {
+        } else if state.oldstate == tcp::LISTEN && state.newstate == tcp::CLOSE {
             self.closed(event, at, state, task, server);
         }
     }

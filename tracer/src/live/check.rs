@@ -165,6 +165,9 @@ impl Found {
                 if listener && s.newstate == crate::model::event::tcp::LISTEN {
                     return compare::listening(us, connection, s);
                 }
+                if s.newstate == crate::model::event::tcp::SYN_RECV {
+                    return compare::full(s);
+                }
                 if s.tuple.local_port == connection.server.port() {
                     self.closes.push((connection.server.port(), listener));
                     return compare::closed(us, connection, listener, s);

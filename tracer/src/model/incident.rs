@@ -55,6 +55,8 @@ ids! {
         FpmChildCrash = "fpm-child-crash", FpmChildKilled = "fpm-child-killed",
         FpmRequestTerminateTimeout = "fpm-request-terminate-timeout", PhpHardTimeout = "php-hard-timeout",
         OomKilled = "oom-killed", FpmPoolExhausted = "fpm-pool-exhausted",
+        NginxWorkerCrash = "nginx-worker-crash", PodNetworkGone = "pod-network-gone",
+        EphemeralPortsExhausted = "ephemeral-ports-exhausted", SynDrop = "syn-drop",
         ClientAbort = "client-abort", EdgeTimeout = "edge-timeout", RequesterReset = "requester-reset",
         DeliberateClose = "deliberate-close", Unexplained = "unexplained",
     }
@@ -62,14 +64,8 @@ ids! {
 impl Cause {
     /// Recognised, never blamed on the server: reported only when asked for.
     pub fn not_the_server(self) -> bool {
-        matches!(
-            self,
-            Cause::FpmPoolExhausted
-                | Cause::ClientAbort
-                | Cause::EdgeTimeout
-                | Cause::RequesterReset
-                | Cause::DeliberateClose
-        )
+        use Cause::{ClientAbort, DeliberateClose, EdgeTimeout, FpmPoolExhausted, RequesterReset, SynDrop};
+        matches!(self, FpmPoolExhausted | ClientAbort | EdgeTimeout | RequesterReset | DeliberateClose | SynDrop)
     }
 }
 ids! {

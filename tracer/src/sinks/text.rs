@@ -221,7 +221,11 @@ fn exchange(i: &Incident) -> String {
 }
 
 fn endpoint(ip: Option<std::net::IpAddr>, port: Option<u16>) -> String {
-    ip.zip(port).map_or_else(|| "a local process".into(), |(ip, port)| std::net::SocketAddr::new(ip, port).to_string())
+    match (ip, port) {
+        (Some(ip), Some(port)) => std::net::SocketAddr::new(ip, port).to_string(),
+        (Some(ip), None) => ip.to_string(),
+        (None, _) => "a local process".into(),
+    }
 }
 
 fn classification(i: &Incident) -> String {

@@ -49,7 +49,8 @@ type End = Option<(std::net::IpAddr, u16)>;
 
 pub(crate) fn connection(i: &Incident) -> Connection {
     // A unix connection has no ends of its own, and one that only nginx knows none that are known: its time names it.
-    let at = i.server.ip.is_none().then_some(i.at_boot_ns);
+    // So does it for one that got no port.
+    let at = (i.server.ip.is_none() || i.requester.port.is_none()).then_some(i.at_boot_ns);
     (i.server.ip.zip(i.server.port), i.requester.ip.zip(i.requester.port), at)
 }
 
@@ -150,6 +151,10 @@ fn every_cause_that_live_runs_gave_is_in_a_recording() {
         Cause::FpmRequestTerminateTimeout,
         Cause::PhpHardTimeout,
         Cause::OomKilled,
+        Cause::NginxWorkerCrash,
+        Cause::EphemeralPortsExhausted,
+        Cause::PodNetworkGone,
+        Cause::SynDrop,
     ] {
         assert!(seen.contains_key(&cause), "no recording of {cause}: {seen:?}");
     }

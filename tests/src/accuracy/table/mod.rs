@@ -2,6 +2,7 @@
 
 pub(super) mod absent;
 mod children;
+mod connects;
 mod controls;
 mod ended;
 mod inits;
@@ -11,6 +12,7 @@ mod php;
 mod queues;
 mod races;
 pub(super) mod upstream;
+mod worker;
 
 use super::scenario::Scenario;
 
@@ -18,6 +20,8 @@ use super::scenario::Scenario;
 pub fn all() -> Vec<&'static Scenario> {
     [
         nginx::ALL,
+        worker::ALL,
+        connects::ALL,
         races::ALL,
         php::ALL,
         queues::ALL,

@@ -190,7 +190,7 @@ fn one_killed_worker_is_not_a_killed_container() {
     ends(&mut node, 600 * S + MS, task(), 9);
     cut(&mut node, 600 * S + 2 * MS);
     let said = only(&mut node);
-    assert_eq!(said.cause, Cause::Unexplained);
+    assert_eq!(said.cause, Cause::NginxWorkerCrash);
     assert!(texts(&said).contains("sent SIGKILL to nginx worker"), "{}", texts(&said));
 }
 
@@ -397,6 +397,46 @@ fn a_fault_is_the_kernels_doing() {
     signal_of(&mut node, 200 * S, task(), 11, task(), |s| (s.code, s.group) = (1, false));
     ends(&mut node, 200 * S + MS, task(), 11);
     cut(&mut node, 200 * S + 2 * MS);
+    let said = only(&mut node);
+    assert_eq!((said.cause, said.sub_cause.as_deref()), (Cause::NginxWorkerCrash, None));
+    assert_eq!((said.trigger, said.confidence.level), (Trigger::Crash, Level::Certain));
+}
+
+/// The same signal, from somebody: that is no crash. With the master it is the end of the server, which is told elsewhere.
+#[test]
+fn a_worker_that_somebody_ends_has_not_crashed() {
+    let said = |signal: u32, by: Task, master_too: bool| {
+        let mut node = Node::new();
+        sent(&mut node, 600 * S, by.clone(), signal, task());
+        ends(&mut node, 600 * S + MS, task(), signal);
+        cut(&mut node, 600 * S + 2 * MS);
+        if master_too {
+            sent(&mut node, 600 * S + 3 * MS, by, signal, master());
+            ends(&mut node, 600 * S + 4 * MS, master(), signal);
+        }
+        only(&mut node)
+    };
+    let kill = || Task { comm: "kill".into(), ..runc() };
+    for number in [9, 11] {
+        let i = said(number, kill(), false);
+        assert_eq!((i.cause, i.sub_cause.as_deref()), (Cause::NginxWorkerCrash, Some("killed")));
+        assert!(i.summary.contains("to one nginx worker and not to its master"), "{}", i.summary);
+        assert_ne!(said(number, kill(), true).cause, Cause::NginxWorkerCrash);
+        assert_eq!(
+            said(number, master(), false).cause,
+            Cause::Unexplained,
+            "its master has a reason, which was not seen"
+        );
+    }
+}
+
+/// OOM and the end of a pid namespace are of the kernel, and no crashes of the worker.
+#[test]
+fn what_the_kernel_kills_has_not_crashed() {
+    let mut node = Node::new();
+    signal_of(&mut node, 600 * S, task(), 9, task(), |s| (s.code, s.info) = (SI_KERNEL, SigInfo::Kernel));
+    ends(&mut node, 600 * S + MS, task(), 9);
+    cut(&mut node, 600 * S + 2 * MS);
     assert_eq!(only(&mut node).cause, Cause::Unexplained);
 }
 

@@ -223,6 +223,72 @@ pub fn keep_nginx_up() -> Advice {
     )
 }
 
+pub fn upstream_keepalive() -> Advice {
+    advice(
+        "upstream-keepalive",
+        "nginx-conf",
+        "the upstream block of the nginx that could not connect",
+        "keepalive 32; with proxy_http_version 1.1 and proxy_set_header Connection \"\"  (php-fpm: fastcgi_keep_conn on)",
+        &["ip-local-port-range"],
+        "a connection for each request takes a port for each request, and TIME_WAIT keeps some of them for a minute",
+    )
+}
+
+pub fn port_range() -> Advice {
+    advice(
+        "ip-local-port-range",
+        "pod-spec",
+        "securityContext.sysctls of the pod of that nginx (docker: --sysctl)",
+        "net.ipv4.ip_local_port_range: \"1024 65535\"  (and net.ipv4.tcp_tw_reuse: \"1\" where the connections leave the node)",
+        &[],
+        "there is one port for each open connection to one address and port, and the range is what the network namespace gives; more addresses behind the upstream give as many ports again",
+    )
+}
+
+pub fn fpm_socket() -> Advice {
+    advice(
+        "fpm-unix-socket",
+        "php-fpm-conf",
+        "listen of the pool and fastcgi_pass, if it is php-fpm in the same pod that was asked",
+        "a unix socket in a volume that both containers mount",
+        &[],
+        "a unix socket needs no port",
+    )
+}
+
+pub fn fresh_addresses() -> Advice {
+    advice(
+        "upstream-addresses",
+        "edge",
+        "the nginx that could not connect",
+        "addresses that follow the endpoints: a Service, or a resolver with `resolve` in the upstream (nginx 1.27.3) and a short valid time; what is written in the configuration is resolved once, at its start",
+        &["edge-retry-idempotent"],
+        "an address stays in use after its pod has gone",
+    )
+}
+
+pub fn find_the_crash() -> Advice {
+    advice(
+        "find-the-crash",
+        "nginx-conf",
+        "nginx's error log (worker process … exited on signal …), a core dump (worker_rlimit_core, working_directory)",
+        "find out what made the worker crash: a module that is not nginx's own more often than not; leave it out, or take a version without the fault",
+        &["edge-retry-idempotent"],
+        "its master starts another worker at once, but what the worker had is gone: no setting of the pod keeps that",
+    )
+}
+
+pub fn signal_the_master() -> Advice {
+    advice(
+        "signal-the-master",
+        "operator",
+        "whoever sent the signal to the worker",
+        "signals to nginx's master only: HUP to replace its workers, QUIT to end",
+        &["edge-retry-idempotent"],
+        "a worker that is killed takes its requests along, and its master starts another one at once",
+    )
+}
+
 pub fn replace_not_restart(fast: bool) -> Advice {
     let needs: &[&str] = match fast {
         true => &["stopsignal-sigquit", "prestop-sleep", "grace-period"],

@@ -275,6 +275,10 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::FpmRequestTerminateTimeout => vec![child::terminate_timeout(f)],
         Cause::PhpHardTimeout => vec![child::hard_timeout()],
         Cause::OomKilled => child::memory(sub_cause, f),
+        Cause::NginxWorkerCrash if sub_cause == Some("killed") => vec![item::signal_the_master(), item::edge_retry()],
+        Cause::NginxWorkerCrash => vec![item::find_the_crash(), item::edge_retry()],
+        Cause::EphemeralPortsExhausted => vec![item::upstream_keepalive(), item::port_range(), item::fpm_socket()],
+        Cause::PodNetworkGone => vec![item::fresh_addresses(), item::edge_retry_elsewhere()],
         Cause::SupervisorStopOrder => {
             let order = [item::supervisor_priority(), item::stopwaitsecs(f)];
             [order.to_vec(), open_until_unused(f)].concat()
@@ -282,6 +286,7 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::UpstreamResponseInvalid if sub_cause == Some("header-too-big") => vec![item::upstream_buffer_size(f)],
         Cause::UpstreamResponseInvalid => vec![item::valid_answer(sub_cause)],
         Cause::FpmPoolExhausted
+        | Cause::SynDrop
         | Cause::ClientAbort
         | Cause::EdgeTimeout
         | Cause::RequesterReset

@@ -52,6 +52,7 @@ const SUB_CAUSES: &[Option<&str>] = &[
     Some("exited"),
     Some("not-started"),
     Some("restarting"),
+    Some("killed"),
     Some("stopwaitsecs"),
     Some("process-control-timeout"),
     Some("header-too-big"),

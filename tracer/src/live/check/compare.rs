@@ -172,6 +172,11 @@ pub(super) fn listening(us: &Us, c: &Connection, s: &TcpState) -> Verdict {
     known(R, "sk_cgrp_data", &s.sk_cgroup, &us.cgroup)
 }
 
+/// A listener without room: ours never have one connection too many.
+pub(super) fn full(s: &TcpState) -> Verdict {
+    same("inet_sock_set_state (full queue)", "sk_max_ack_backlog", &s.max_ack_backlog, &acts::BACKLOG)
+}
+
 /// The server side's close, or the listener's.
 pub(super) fn closed(us: &Us, c: &Connection, listener: bool, s: &TcpState) -> Verdict {
     let family = if c.server.is_ipv4() { 2 } else { 10 };

@@ -1,0 +1,120 @@
+//! What the network does to a pod: no local port, no way to it, no room in a queue. Not all of it is a pod's doing.
+//!
+//! `RUNS=20` for the full figure; `RECORDINGS=DIR` keeps what was recorded of each run.
+
+use anyhow::{Context, Result, ensure};
+use std::time::Duration;
+use why502::model::incident::{Cause, Incident, Mechanism};
+use why502_tests::accuracy::live;
+use why502_tests::guard::{self, run, wait};
+use why502_tests::load::LoadConf;
+use why502_tests::net::Netns;
+use why502_tests::php::FpmConf;
+use why502_tests::scene::{LIMIT, Loads, Scene, Watch, pass};
+use why502_tests::site::{Site, SiteConf};
+
+#[test]
+fn nginx_has_no_local_port() -> Result<()> {
+    live("ephemeral-ports-exhausted", &["two"])
+}
+
+/// The edge is the one without ports, and the pod is not to blame.
+#[test]
+fn the_edge_has_no_local_port() -> Result<()> {
+    const NAME: &str = "no port at the edge";
+    if skipped(NAME) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let fpm = Some(FpmConf { children: 24, ..FpmConf::default() });
+    let site = Site::start(&SiteConf { fpm, edge: Some(1), ..SiteConf::default() })?;
+    let edge = site.edge.as_ref().context("no edge")?;
+    let write = || std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", "40000 40007\n");
+    edge.pod.netns.run(write)??;
+    let uid = edge.pod.uid.clone();
+    let watch = Watch::of(&site)?;
+    let mut load = LoadConf::new(site.addr(), "/slow.php?ms=300");
+    (load.connections, load.refused_pause) = (16, Duration::from_millis(50));
+    let scene = Scene::start(site, &Loads { slow: Some(load), ..Loads::default() })?;
+    wait("the 502s", LIMIT, || scene.count(|p| &p.errors) >= 20)?;
+    let allowed =
+        |_: &_, started: bool| -> &'static [Cause] { if started { &[] } else { &[Cause::EphemeralPortsExhausted] } };
+    let (result, said) = scene.end()?.heard(NAME, watch, &[502], &allowed)?;
+    println!("{NAME}: {result}");
+    ensure!(result.complaints_in(1).is_empty(), "{}", result.complaints().join("\n"));
+    let others = said.incidents.iter().filter(|i| i.cause == Cause::EphemeralPortsExhausted);
+    let wrong: Vec<&Incident> = others.filter(|i| i.pod.as_ref().is_none_or(|p| p.uid != uid)).collect();
+    ensure!(wrong.is_empty(), "of another pod than the edge's: {wrong:#?}");
+    Ok(())
+}
+
+/// The pod's link is down: nobody answers the edge's question for its address, and connect fails after three of them.
+#[test]
+fn the_way_to_the_pod_is_gone() -> Result<()> {
+    const NAME: &str = "no way to the pod";
+    if skipped(NAME) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let site = Site::start(&SiteConf { edge: Some(1), ..SiteConf::default() })?;
+    let watch = Watch::of(&site)?;
+    link_down(&site)?;
+    let edge = site.edge.as_ref().context("no edge")?;
+    run("ip", &["-n", &edge.pod.netns.name, "neigh", "flush", "all"])?;
+    let uid = edge.pod.uid.clone();
+    let mut load = LoadConf::new(site.addr(), "/static");
+    (load.connections, load.max_attempts) = (12, Some(12));
+    let scene = Scene::start(site, &Loads { fast: Some(load), ..Loads::default() })?;
+    wait("the 502s", LIMIT, || scene.fast.iter().all(|l| l.finished()))?;
+    ensure!(scene.count(|p| &p.errors) == 12, "they were to be answered with 502");
+    let (result, said) = scene.end()?.heard(NAME, watch, &[502], &|_, _| &[Cause::PodNetworkGone])?;
+    println!("{NAME}: {result}");
+    ensure!(result.complaints_in(1).is_empty(), "{}", result.complaints().join("\n"));
+    let right = |i: &&Incident| i.mechanism == Mechanism::NetworkGone && i.pod.as_ref().is_some_and(|p| p.uid == uid);
+    let told: Vec<_> = said.incidents.iter().filter(|i| i.cause == Cause::PodNetworkGone).collect();
+    ensure!(told.iter().all(right), "{told:#?}");
+    Ok(())
+}
+
+/// The network of a pod goes away under its requests: their answers go nowhere, and the pod has done nothing.
+#[test]
+fn a_pod_that_loses_its_network_is_not_blamed() -> Result<()> {
+    const NAME: &str = "a pod without its network";
+    if skipped(NAME) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let fpm = Some(FpmConf { children: 12, ..FpmConf::default() });
+    let site = Site::start(&SiteConf { fpm, ..SiteConf::default() })?;
+    let watch = Watch::with(&site, &["--all"])?;
+    let mut load = LoadConf::new(site.pod_addr(false), "/slow.php?ms=700");
+    (load.connections, load.max_attempts, load.timeout) = (8, Some(8), Duration::from_secs(3));
+    let scene = Scene::start(site, &Loads { slow: Some(load), in_php: 8, ..Loads::default() })?;
+    link_down(&scene.site)?;
+    wait("the ends of the scripts", LIMIT, || scene.in_php() == 0)?;
+    wait("the clients' patience", LIMIT, || scene.slow.iter().all(|l| l.finished()))?;
+    // Verdicts of the ends of these connections would be final by then.
+    pass(1000)?;
+    let over = scene.end()?;
+    let said = watch.tracer.stop()?;
+    let told: Vec<_> = said.claims(&over.site).into_iter().filter(|c| !c.cause.not_the_server()).collect();
+    println!("{NAME}: {} requests without an answer, {} blamed on the pod", over.requests.len(), told.len());
+    ensure!(told.is_empty(), "{}", told[0]);
+    Ok(())
+}
+
+fn skipped(name: &str) -> bool {
+    guard::why_not_traced().inspect(|why| println!("{name}: skipped: {why}")).is_some()
+}
+
+/// Takes the pod's end of its link down.
+fn link_down(site: &Site) -> Result<()> {
+    let device = device(&site.pod.netns, &site.link.right4.to_string())?;
+    site.pod.netns.ip(&["link", "set", &device, "down"]).map(drop)
+}
+
+fn device(netns: &Netns, ip: &str) -> Result<String> {
+    let text = netns.ip(&["-o", "addr", "show", "to", ip])?;
+    let name = text.split_whitespace().nth(1).with_context(|| format!("no device has {ip}"))?;
+    Ok(name.to_string())
+}
