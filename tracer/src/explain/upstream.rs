@@ -8,6 +8,7 @@ use super::{Finding, View, layers};
 use crate::correlate::lost::{ErrorMade, Lost, Own};
 use crate::correlate::nginx::Upshot;
 use crate::model::incident::{Cause, Missing, Trigger};
+use crate::model::input::{HookState, HookStatus};
 
 /// Records of nginx that were lost around an attempt make what it came to a guess.
 const AROUND_NS: u64 = 1_000_000_000;
@@ -70,7 +71,10 @@ pub fn upshot<'v>(lost: &Lost, view: &View<'v>) -> Upshot<'v> {
     let upshot = layers::answered(lost, view).unwrap_or_else(|| view.nginx.upshot(lost));
     let from = lost.at.saturating_sub(AROUND_NS);
     let unsure = view.history.losses(from, lost.at.saturating_add(AROUND_NS)).next().is_some();
-    if unsure { Upshot::Unknown } else { upshot }
+    // Where pages are not listened for, that none was seen means nothing.
+    let page = |h: &HookStatus| h.hook == "ngx_http_special_response_handler" && h.state != HookState::Attached;
+    let deaf = view.started.is_some_and(|s| s.hooks.iter().any(page));
+    if unsure || deaf { Upshot::Unknown } else { upshot }
 }
 
 /// Adds to a finding what nginx made of the attempt that it is about.
