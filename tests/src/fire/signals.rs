@@ -118,7 +118,8 @@ fn timers(fire: &Fire) -> Result<()> {
         child.tell(0)?;
         let n = usize::try_from(child.hear()?)?;
         ensure!(n >= 25, "{name}: the timer fired {n} times");
-        let mut e = generated(name, signal, &facts, by_kernel()).times(n);
+        // The interrupt may come while the probe runs for another signal: nested runs are skipped (and counted as lost).
+        let mut e = generated(name, signal, &facts, by_kernel()).between(n - n / 8, n);
         e.select["result"] = json!(0);
         fire.manifest.expect(e)?;
         fire.manifest.expect(delivered(name, signal, &facts, handled(json!(0x80))).times(n))?;
