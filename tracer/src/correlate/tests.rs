@@ -221,6 +221,32 @@ fn a_refused_connection_after_a_stop_signal_is_the_race() {
     assert!(or_restart(&said[0]), "{:?}", said[0].confidence);
 }
 
+/// The kernel gives the inode number of a dead pod's network namespace to the next one at once.
+#[test]
+fn a_port_that_the_next_pod_opens_in_a_reused_number_is_no_restart() {
+    let value = |cgroup| {
+        let opener = Task { tgid: 9_000, pid: 9_000, ppid: 8_999, cgroup, start_ns: 201 * S, ..task() };
+        let any = "0.0.0.0".parse().unwrap();
+        let opens = TcpState {
+            oldstate: tcp::CLOSE,
+            newstate: tcp::LISTEN,
+            side: Side::Listener,
+            sk: 901,
+            sk_cgroup: cgroup,
+            tuple: Tuple { local_ip: any, remote_ip: any, remote_port: 0, ..state().tuple },
+            task: opener,
+            ..state()
+        };
+        let mut node = Node::new();
+        node.signal(200 * S, 3, master()).listener_closes(200 * S + 1, task()).event(201 * S, syn_refused());
+        node.event(201 * S + S / 3, EventKind::TcpState(opens));
+        let said = node.said(false);
+        assert_eq!(causes(&said), [Cause::EndpointRace]);
+        said[0].confidence.value
+    };
+    assert_eq!((value(44), value(45)), (0.6, 0.9), "(its own pod, the next one)");
+}
+
 #[test]
 fn a_new_pod_in_a_reused_network_namespace_is_not_blamed_on_the_dead_one() {
     let mut node = Node::new();

@@ -28,6 +28,7 @@ pub fn not_started(lost: &Lost, server: &Server, view: &View) -> Option<Finding>
     let process = server.master.and_then(|m| view.table.process(&m));
     let exec = process.and_then(|p| Some((p, *p.execs.last()?)));
     let opened = view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, lost.at);
+    let opened = opened.map(|(at, _)| at).min();
     let how = match (exec, opened) {
         (Some((process, exec)), Some(opened)) => {
             chain.started(process, exec, view);

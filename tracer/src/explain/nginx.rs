@@ -8,10 +8,11 @@ use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, killed, restart};
+use super::{Finding, View, killed, pod, restart};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
+use crate::identity::Owner;
 use crate::model::event::BootNs;
 use crate::model::incident::{Cause, Missing, Trigger};
 
@@ -212,7 +213,14 @@ pub fn endpoint_race(lost: &Lost, server: &Server, view: &View) -> Option<Findin
     let signal = server.asked_to_stop(view, closed.at)?;
     let (chain, mut confidence) = gone::after(lost, server, &Gone::Closed(closed.clone()), signal, view);
     let t = lost.tcp()?;
-    if view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at).is_some() {
+    // The kernel gives the numbers of dead network namespaces again at once: the next pod's port is not this one's.
+    let own = server.master.and_then(|master| pod::home(&master, view));
+    let next_pods = |owner: &Owner| {
+        let its = owner.opener.and_then(|opener| pod::home(&opener, view));
+        own.zip(its).is_some_and(|(own, its)| own != its)
+    };
+    let mut opened = view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at);
+    if opened.any(|(_, owner)| !next_pods(owner)) {
         confidence.cap(0.6, "the port was opened again: a restart, or an endpoint that had not been removed");
     }
     if lost.at.saturating_sub(closed.at) > RACE_NS {

@@ -10,6 +10,12 @@ use crate::model::event::ProcKey;
 /// All containers of a pod without hooks are told at once: who comes later than that had a hook, or was waited for.
 pub const APART_NS: u64 = 1_000_000_000;
 
+/// What a process lives and dies with: its pod's uid, else its container's id.
+pub fn home<'v>(key: &ProcKey, view: &'v View) -> Option<&'v str> {
+    let container = &view.table.container_of(key)?.container;
+    Some(container.pod_uid.as_deref().unwrap_or(&container.id))
+}
+
 /// The processes of the other containers of this one's pod, its sandbox's included.
 pub fn others<'v>(key: &ProcKey, view: &'v View) -> impl Iterator<Item = (&'v Process, &'v ContainerInfo)> {
     let here = view.table.container_of(key).filter(|c| c.container.pod_uid.is_some());

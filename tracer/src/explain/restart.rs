@@ -18,7 +18,7 @@ pub fn restarting(lost: &Lost, server: &Server, view: &View) -> Option<Finding> 
     }
     let signal = server.asked_to_stop(view, closed.at)?;
     let t = lost.tcp()?;
-    let opened = view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at);
+    let opened = view.table.listeners().opened_after(t.netns, t.local_ip, t.local_port, closed.at).next();
     let Next { process, exec, same_pod } = next(&server.master?, lost.netns(), closed.at, view)?;
     let (mut chain, mut confidence) = gone::after(lost, server, &Gone::Closed(closed.clone()), signal, view);
     chain.started(process, exec, view);
@@ -71,20 +71,16 @@ struct Next<'v> {
 
 /// The nginx that was started after `since` in the pod of this one, and in its network namespace.
 fn next<'v>(old: &ProcKey, netns: u32, since: BootNs, view: &'v View) -> Option<Next<'v>> {
-    let home = |key: &ProcKey| {
-        let container = &view.table.container_of(key)?.container;
-        Some(container.pod_uid.clone().unwrap_or_else(|| container.id.clone()))
-    };
     let hosts = view.started.is_none_or(|s| s.host_netns == 0 || s.host_netns == netns);
-    let own = home(old);
+    let own = pod::home(old, view);
     let started = |process: &'v Process| {
         let exec = *process.execs.last().filter(|e| e.at > since)?;
         let role = view.table.role(&process.key);
         if process.key == *old || process.netns != netns || !role.sure || role.role != Role::NginxMaster {
             return None;
         }
-        let same_pod = match (&own, home(&process.key)) {
-            (Some(own), Some(its)) if *own == its => true,
+        let same_pod = match (own, pod::home(&process.key, view)) {
+            (Some(own), Some(its)) if own == its => true,
             // A container that is gone again before its cgroup could be read.
             (None, _) | (_, None) if !hosts => false,
             _ => return None,

@@ -380,9 +380,15 @@ impl Listeners {
         found
     }
 
-    /// When this address will next be open after `at`, as far as is known now: a restart seen from behind.
-    pub fn opened_after(&self, netns: u32, ip: IpAddr, port: u16, at: BootNs) -> Option<BootNs> {
-        self.covering(netns, ip, port).filter_map(|s| s.since).filter(|since| *since > at).min()
+    /// When this address will next be open after `at`, as far as is known now, and by whose sockets: a restart seen from behind.
+    pub fn opened_after(
+        &self,
+        netns: u32,
+        ip: IpAddr,
+        port: u16,
+        at: BootNs,
+    ) -> impl Iterator<Item = (BootNs, &Owner)> {
+        self.covering(netns, ip, port).filter_map(move |s| Some((s.since.filter(|since| *since > at)?, &s.owner)))
     }
 
     /// Addresses that are open now: netns, ip, port, owner; ordered.

@@ -115,7 +115,7 @@ fn opens_and_closes() {
     f.open(30, 2, "0.0.0.0", 80);
     assert_eq!(f.at(29, "10.0.0.1", 80), "-20 10");
     assert_eq!(f.at(30, "10.0.0.1", 80), "+1 30");
-    assert_eq!(f.l.opened_after(2, ip("10.0.0.1"), 80, 20), Some(30));
+    assert_eq!(f.l.opened_after(2, ip("10.0.0.1"), 80, 20).map(|(at, _)| at).collect::<Vec<_>>(), [30]);
 }
 
 #[test]
