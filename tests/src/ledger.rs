@@ -42,6 +42,8 @@ pub struct Claim {
     pub mechanism: Mechanism,
     pub cause: Cause,
     pub sub_cause: Option<String>,
+    /// The facts that it says are missing.
+    pub missing: Vec<String>,
     pub level: Level,
     /// 0..=1.
     pub confidence: f64,
@@ -65,6 +67,7 @@ impl From<&Incident> for Claim {
             mechanism: i.mechanism,
             cause: i.cause,
             sub_cause: i.sub_cause.clone(),
+            missing: i.missing.iter().map(|m| m.fact.to_string()).collect(),
             level: i.confidence.level,
             confidence: i.confidence.value,
             pod: i.pod.as_ref().map(|p| p.uid.clone()),
@@ -330,6 +333,7 @@ mod tests {
             mechanism: Mechanism::ClosedInFlight,
             cause,
             sub_cause: None,
+            missing: Vec::new(),
             level: Level::Certain,
             confidence: 0.99,
             pod: None,

@@ -118,8 +118,7 @@ impl Figures {
         let mut bad = result.complaints();
         for (r, claim) in &result.verdicts {
             self.verdict(ledgers, r, claim, heard);
-            let wrong_sub = scenario.cause == Some(claim.cause)
-                && scenario.sub_cause.is_some_and(|wanted| claim.sub_cause.as_deref() != Some(wanted));
+            let wrong_sub = scenario.wrong_sub_cause(claim);
             let right = ledgers.allowed(r).contains(&claim.cause) && !wrong_sub;
             self.count(ledgers, truth(ledgers, r, Some(claim)), right, beside);
             if wrong_sub {

@@ -76,8 +76,11 @@ fn judged(one: &Played, watch: Watch, runs: u64) -> Result<(Vec<String>, Vec<Cla
     if let (Some(cause), true) = (cause, claims.is_empty()) {
         bad.push(format!("nothing was lost to {cause}: the scenario did not happen"));
     }
-    let other_sub =
-        claims.iter().filter(|c| part.scenario.sub_cause.is_some_and(|s| c.sub_cause.as_deref() != Some(s)));
+    let wanted = part.scenario.sub_cause;
+    if !claims.is_empty() && wanted.is_some_and(|s| claims.iter().all(|c| c.sub_cause.as_deref() != Some(s))) {
+        bad.push(format!("no verdict has the sub cause {wanted:?}"));
+    }
+    let other_sub = claims.iter().filter(|c| part.scenario.wrong_sub_cause(c));
     bad.extend(other_sub.map(|c| format!("sub_cause {:?}: {c}", c.sub_cause)));
     Ok((bad, said.claims(&one.over.site)))
 }

@@ -2,6 +2,7 @@
 
 use super::layout::Draw;
 use crate::guard::boot_ns;
+use crate::ledger::Claim;
 use crate::load::Request;
 use crate::nginx::Upstream;
 use crate::php::Served;
@@ -16,7 +17,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// What it is there to provoke. `None`: a control, of which nothing is the server's fault.
     pub cause: Option<Cause>,
-    /// Which every verdict of that cause must have.
+    /// Which every verdict of that cause must have; one may have none that says what it would have to know.
     pub sub_cause: Option<&'static str>,
     /// Sets what of a draw is not free here.
     pub fit: fn(&mut Draw),
@@ -26,6 +27,14 @@ pub struct Scenario {
     /// Statuses that an nginx before the failed server makes of its failure.
     pub made: &'static [u16],
     pub truth: fn(&Known, &Request, bool) -> &'static [Cause],
+}
+
+impl Scenario {
+    /// The cause is right and its sub cause another one.
+    pub fn wrong_sub_cause(&self, claim: &Claim) -> bool {
+        let told = claim.sub_cause.is_some() || claim.missing.is_empty();
+        self.cause == Some(claim.cause) && told && self.sub_cause.is_some_and(|s| claim.sub_cause.as_deref() != Some(s))
+    }
 }
 
 /// Times that the harness itself took while it acted: truth may rest on them.
