@@ -96,9 +96,7 @@ fn a_hook_that_is_not_there_is_named_and_blames_nobody() {
                 }
                 let additional = additional(hook);
                 let fell = now.cause != original.cause || now.confidence.value < original.confidence.value;
-                // What nginx says of itself may confirm a verdict that stands without it: lowered, and not named (open).
-                let confirms = hook.starts_with("ngx_") && now.cause == original.cause && !certain(now);
-                if !names_it(now, hook) && (!additional || fell) && !confirms {
+                if !names_it(now, hook) && (!additional || fell) {
                     let line =
                         format!("{file}: without {hook}, {} ({} before) does not name it", now.cause, original.cause);
                     wrong.insert(line.clone(), line);
