@@ -13,6 +13,7 @@ mod filter;
 mod fpm;
 mod listening;
 mod names;
+mod pools;
 mod stop_counters;
 mod unix_connect;
 mod uprobes;
@@ -170,6 +171,7 @@ pub struct Live {
     fresh_fpm: fpm::Fresh,
     fresh_nginx: carries::Fresh,
     strangers: listening::Strangers,
+    newborn: pools::Newborn,
     uprobed: Option<uprobes::Uprobed>,
     names: names::Names,
     kube: Option<kube::Source>,
@@ -296,6 +298,7 @@ impl Live {
             fresh_fpm: fpm::Fresh::default(),
             fresh_nginx: carries::Fresh::default(),
             strangers: listening::Strangers::default(),
+            newborn: pools::Newborn::default(),
             uprobed,
             names,
             kube,
@@ -391,6 +394,7 @@ impl Live {
         out.extend(self.fresh_fpm.due(&self.root, now).into_iter().map(Input::UnixListener));
         out.extend(self.fresh_nginx.due(&self.root, now).into_iter().map(Input::Carries));
         out.extend(self.strangers.due(&self.root, now));
+        out.extend(self.newborn.due(&self.root, now));
         if let Some(uprobed) = &mut self.uprobed {
             out.extend(uprobed.due());
             if uprobed.was_deaf() {
@@ -457,6 +461,7 @@ impl Live {
         self.fresh_fpm.observe(&event);
         self.fresh_nginx.observe(&event);
         self.strangers.observe(&event);
+        self.newborn.observe(&event);
         if let Some(uprobed) = &mut self.uprobed {
             uprobed.observe(&event);
         }

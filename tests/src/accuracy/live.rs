@@ -82,6 +82,10 @@ fn judged(one: &Played, watch: Watch, runs: u64) -> Result<(Vec<String>, Vec<Cla
     }
     let other_sub = claims.iter().filter(|c| part.scenario.wrong_sub_cause(c));
     bad.extend(other_sub.map(|c| format!("sub_cause {:?}: {c}", c.sub_cause)));
+    // Its children are forked while why502 watches, and live for a second: time enough to learn their pool.
+    let timed_out = said.incidents.iter().filter(|i| i.cause == Cause::FpmRequestTerminateTimeout);
+    let nameless = timed_out.filter(|i| !i.chain.iter().any(|link| link.text.contains("pool ")));
+    bad.extend(nameless.map(|i| format!("no link of {} names the pool of a php-fpm child", i.id)));
     Ok((bad, said.claims(&one.over.site)))
 }
 
