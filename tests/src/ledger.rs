@@ -102,6 +102,13 @@ pub struct Rules<'a> {
     pub seen: HashSet<String>,
     /// The causes that are right for a lost request; the second argument: a script has started for it.
     pub allowed: &'a dyn Fn(&Request, bool) -> &'static [Cause],
+    /// The mechanisms that are right for it.
+    pub mechanisms: &'a dyn Fn(&Request, bool) -> &'static [Mechanism],
+}
+
+/// Where nothing is known about it.
+pub fn any_mechanism(_: &Request, _: bool) -> &'static [Mechanism] {
+    Mechanism::ALL
 }
 
 #[derive(Debug, Default)]
@@ -249,12 +256,15 @@ pub fn compare(requests: &[Request], claims: &[Claim], rules: &Rules) -> Compari
     for claim in unmatched {
         let upstream = claim.requester.is_none_or(|r| !clients.contains(&plain(r).ip()));
         let free = made.iter().filter(|i| upstream && taken[**i].is_none() && around(&requests[**i], claim.at));
-        // Several of one moment cannot be told apart by their ends: then the causes must be right as a set. Who can have no
-        // other cause comes first.
+        // Several of one moment cannot be told apart by their ends: then causes and mechanisms must be right as a set. Who can
+        // have no other one comes first.
         let nearest = |i: &&usize| {
             let r = &requests[**i];
-            let allowed = (rules.allowed)(r, rules.seen.contains(&r.id));
-            (r.t_end.abs_diff(claim.at) / MOMENT_NS, !allowed.contains(&claim.cause), allowed.len())
+            let started = rules.seen.contains(&r.id);
+            let allowed = (rules.allowed)(r, started);
+            let how = (rules.mechanisms)(r, started);
+            let wrong = (!allowed.contains(&claim.cause), !how.contains(&claim.mechanism));
+            (r.t_end.abs_diff(claim.at) / MOMENT_NS, wrong, allowed.len(), how.len())
         };
         match free.min_by_key(nearest) {
             Some(&i) => taken[i] = Some(claim),
@@ -349,7 +359,7 @@ mod tests {
             Outcome::Refused => &[Cause::EndpointRace],
             _ => &[Cause::NginxFastShutdown],
         };
-        compare(requests, claims, &Rules { made: &[502], seen: HashSet::new(), allowed })
+        compare(requests, claims, &Rules { made: &[502], seen: HashSet::new(), allowed, mechanisms: &any_mechanism })
     }
 
     #[test]
@@ -422,7 +432,7 @@ mod tests {
         };
         let said = |at: u64, cause| Claim { requester: None, server: None, ..claim(1, at, cause) };
         let compared = |claims: &[Claim]| {
-            let rules = Rules { made: &[502], seen: HashSet::new(), allowed };
+            let rules = Rules { made: &[502], seen: HashSet::new(), allowed, mechanisms: &any_mechanism };
             compare(&[queued.clone(), begun.clone()], claims, &rules)
         };
         let cut = said(S + 2_000_000, Cause::FpmFastShutdown);

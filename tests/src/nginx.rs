@@ -160,9 +160,27 @@ pub enum Upstream {
     NoPort,
     /// The connection was there, and ended without an answer.
     Ended,
+    /// EHOSTUNREACH, ENETUNREACH: no way leads there.
+    NoWay,
+    /// All servers had failed, and are left alone.
+    NoneLeft,
+    /// There was an answer, which it did not take.
+    Invalid,
 }
 
 impl Upstream {
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Full => "queue full",
+            Self::NoPort => "no port",
+            Self::Ended => "ended",
+            Self::NoWay => "no way",
+            Self::NoneLeft => "no live upstreams",
+            Self::Invalid => "invalid answer",
+        }
+    }
+
     /// Request id and what became of it, of a line of the error log.
     fn of(line: &str) -> Option<(String, Self)> {
         let about = line.split_once(", request: \"")?.1;
@@ -172,7 +190,10 @@ impl Upstream {
             l if l.contains("(111: ") || l.contains("(2: ") => Self::Refused,
             l if l.contains("(11: ") => Self::Full,
             l if l.contains("(99: ") => Self::NoPort,
+            l if l.contains("(113: ") || l.contains("(101: ") => Self::NoWay,
             l if l.contains("(104: ") || l.contains("prematurely closed") => Self::Ended,
+            l if l.contains("no live upstreams") => Self::NoneLeft,
+            l if l.contains("upstream sent ") => Self::Invalid,
             _ => return None,
         };
         Some((id.to_string(), what))
@@ -183,7 +204,15 @@ impl Nginx {
     /// What it could not pass on, by request id.
     pub fn upstream_errors(&self) -> Result<BTreeMap<String, Upstream>> {
         let log = std::fs::read(&self.error_log).with_context(|| self.error_log.display().to_string())?;
-        Ok(String::from_utf8_lossy(&log).lines().filter_map(Upstream::of).collect())
+        let mut all = BTreeMap::new();
+        for (id, what) in String::from_utf8_lossy(&log).lines().filter_map(Upstream::of) {
+            // That no server is left says nothing new of a request that has just met the last one.
+            if what == Upstream::NoneLeft && all.contains_key(&id) {
+                continue;
+            }
+            all.insert(id, what);
+        }
+        Ok(all)
     }
 
     /// Starts the pod's nginx and waits until all of its workers are there.
@@ -400,6 +429,9 @@ mod tests {
         );
         assert_eq!(of("recv() failed (104: Connection reset by peer)"), is(Upstream::Ended));
         assert_eq!(of("upstream prematurely closed connection"), is(Upstream::Ended));
+        assert_eq!(of("connect() failed (113: No route to host)"), is(Upstream::NoWay));
+        assert_eq!(of("no live upstreams"), is(Upstream::NoneLeft));
+        assert_eq!(of("upstream sent too big header"), is(Upstream::Invalid));
         assert_eq!(of("something else"), None);
         assert_eq!(Upstream::of("2026/11/23 03:00:00 [notice] 7#7: signal 3 (SIGQUIT) received"), None);
     }

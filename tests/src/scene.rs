@@ -124,7 +124,8 @@ impl<G: Ground> Over<G> {
 
     /// The same, with what the tracer said.
     pub fn heard(&self, name: &str, watch: Watch, made: &[u16], allowed: Allowed) -> Result<(Comparison, Said)> {
-        let rules = Rules { made, seen: php::started(&self.site.served()?), allowed };
+        let rules =
+            Rules { made, seen: php::started(&self.site.served()?), allowed, mechanisms: &ledger::any_mechanism };
         watch.tracer.wait_for(self.lost(made), &self.site)?;
         let said = watch.tracer.stop()?;
         ensure!(said.status.success(), "why502 watch ended with {}: {}", said.status, said.stderr.join("\n"));

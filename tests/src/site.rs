@@ -4,7 +4,7 @@ use crate::guard::Dir;
 use crate::ledger::Claim;
 use crate::nat::{Nat, Node};
 use crate::net::{Link, Netns, veth, veth_at};
-use crate::nginx::{Nginx, NginxConf};
+use crate::nginx::{Nginx, NginxConf, Upstream};
 use crate::php::{self, Fpm, FpmConf, Served};
 use crate::pod::{Container, Pod, PodConf};
 use crate::tun::{Trouble, Tun};
@@ -12,7 +12,7 @@ use crate::{cgroup, net, supervised};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -215,6 +215,11 @@ impl Site {
         Ok(php::started(&self.served()?))
     }
 
+    /// What its nginx could not pass on, the edge if there is one, by request id.
+    pub fn upstream_errors(&self) -> Result<BTreeMap<String, Upstream>> {
+        self.edge.as_ref().map_or(&self.nginx, |edge| &edge.nginx).upstream_errors()
+    }
+
     /// What the php scripts have written until now.
     pub fn served(&self) -> Result<Vec<Served>> {
         self.php.as_ref().map_or_else(|| Ok(Vec::new()), |p| php::read_ledger(&p.ledger))
@@ -228,6 +233,14 @@ impl Site {
             .flatten()
             .map(|p| p.uid.clone())
             .collect()
+    }
+
+    /// Takes the pod's end of the path into it down.
+    pub fn link_down(&self) -> Result<()> {
+        let ip = self.link.right4.to_string();
+        let text = self.pod.netns.ip(&["-o", "addr", "show", "to", &ip])?;
+        let device = text.split_whitespace().nth(1).with_context(|| format!("no device has {ip}"))?;
+        self.pod.netns.ip(&["link", "set", device, "down"]).map(drop)
     }
 
     /// By which the incidents of this site are known, also when it is gone.

@@ -3,10 +3,12 @@
 
 use crate::load::Outcome::{ConnectReset, HttpError, Refused};
 use crate::load::Request;
+use crate::nginx::Upstream;
 use why502::model::incident::Cause::{
     self, EndpointRace, FpmAcceptQueueDropped, FpmControlTimeoutZero, FpmFastShutdown, FpmNotListening, KeepaliveRace,
     KeepaliveRaceOnShutdown, NginxAcceptQueueDropped, NginxFastShutdown, SupervisorStopOrder, WorkerShutdownTimeout,
 };
+use why502::model::incident::Mechanism;
 
 /// The causes that are right for a request lost by a stop of nginx; `started`: php worked on it, so nginx had read it.
 pub fn nginx_stop(term: bool) -> impl Fn(&Request, bool) -> &'static [Cause] {
@@ -75,5 +77,31 @@ pub fn supervised_stop(r: &Request, started: bool) -> &'static [Cause] {
     match r.outcome {
         HttpError { .. } => &[SupervisorStopOrder],
         _ => nginx_stop(false)(r, started),
+    }
+}
+
+/// How a request can have been lost, by what the client saw, whether php had begun it, and what nginx's error log says.
+pub fn mechanisms(r: &Request, started: bool, logged: Option<Upstream>) -> &'static [Mechanism] {
+    use Mechanism::{
+        ClosedInFlight, DataAfterClose, HandshakeLost, LocalError, NetworkGone, Protocol, ResetInAcceptQueue,
+        UpstreamClosed, UpstreamQueueFull, UpstreamRefused,
+    };
+    const CUT: &[Mechanism] = &[ClosedInFlight, UpstreamClosed];
+    match (r.outcome, logged, started) {
+        (Refused, ..) => &[Mechanism::Refused],
+        (ConnectReset, ..) => &[ResetInAcceptQueue, HandshakeLost],
+        (HttpError { .. }, Some(Upstream::Refused), _) => &[Mechanism::Refused, UpstreamRefused],
+        (HttpError { .. }, Some(Upstream::Full), _) => &[UpstreamQueueFull],
+        (HttpError { .. }, Some(Upstream::NoPort | Upstream::NoneLeft), _) => &[LocalError],
+        (HttpError { .. }, Some(Upstream::NoWay), _) => &[NetworkGone],
+        (HttpError { .. }, Some(Upstream::Invalid), _) => &[Protocol],
+        (HttpError { .. }, Some(Upstream::Ended), true) => CUT,
+        (HttpError { .. }, Some(Upstream::Ended), false) => &[ClosedInFlight, UpstreamClosed, ResetInAcceptQueue],
+        // The line was not written, or the log is another nginx's.
+        (HttpError { .. }, None, _) => Mechanism::ALL,
+        (_, _, true) => CUT,
+        // A kept connection was accepted long ago.
+        (_, _, false) if !r.fresh() => &[ClosedInFlight, DataAfterClose],
+        (_, _, false) => &[ClosedInFlight, DataAfterClose, ResetInAcceptQueue, HandshakeLost],
     }
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use why502::model::incident::Cause;
 use why502_tests::guard;
-use why502_tests::ledger::{Rules, compare};
+use why502_tests::ledger::{Rules, any_mechanism, compare};
 use why502_tests::load::{Load, LoadConf, Progress};
 use why502_tests::runtime::containerd::{self, Containerd};
 use why502_tests::runtime::deployed::{Deployed, DeployedConf};
@@ -76,7 +76,7 @@ fn pods_come_and_go() -> Result<()> {
     let said = watch.tracer.stop()?;
     schema::check(&said)?;
     let claims = said.incidents.iter().map(Into::into).filter(|c| here.has(c)).collect::<Vec<_>>();
-    let rules = Rules { made: &[], seen, allowed: &truth::nginx_stop(true) };
+    let rules = Rules { made: &[], seen, allowed: &truth::nginx_stop(true), mechanisms: &any_mechanism };
     let result = compare(&requests, &claims, &rules);
     let (first, last) = (grown[9.min(grown.len() - 1)], grown[grown.len() - 1]);
     let (count, took) = (lives.len(), begin.elapsed().as_secs());

@@ -95,7 +95,12 @@ fn one(start: Start, run: u64) -> Result<()> {
     watch.wait_for(lost, &site)?;
     let said = watch.stop()?;
     common::check_schema(&said)?;
-    let rules = Rules { made: &[], seen: site.started_scripts()?, allowed: &truth::nginx_stop(true) };
+    let rules = Rules {
+        made: &[],
+        seen: site.started_scripts()?,
+        allowed: &truth::nginx_stop(true),
+        mechanisms: &ledger::any_mechanism,
+    };
     let result = ledger::compare(&requests, &said.claims(&site), &rules);
     println!("{start:?}, run {run}: {result}");
     ensure!(result.false_incidents.is_empty(), "{}", result.complaints().join("\n"));

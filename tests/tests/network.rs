@@ -8,7 +8,6 @@ use why502::model::incident::{Cause, Incident, Mechanism};
 use why502_tests::accuracy::live;
 use why502_tests::guard::{self, run, wait};
 use why502_tests::load::LoadConf;
-use why502_tests::net::Netns;
 use why502_tests::php::FpmConf;
 use why502_tests::scene::{LIMIT, Loads, Scene, Watch, pass};
 use why502_tests::site::{Site, SiteConf};
@@ -58,7 +57,7 @@ fn the_way_to_the_pod_is_gone() -> Result<()> {
     let _turn = guard::turn()?;
     let site = Site::start(&SiteConf { edge: Some(1), ..SiteConf::default() })?;
     let watch = Watch::of(&site)?;
-    link_down(&site)?;
+    site.link_down()?;
     let edge = site.edge.as_ref().context("no edge")?;
     run("ip", &["-n", &edge.pod.netns.name, "neigh", "flush", "all"])?;
     let uid = edge.pod.uid.clone();
@@ -90,7 +89,7 @@ fn a_pod_that_loses_its_network_is_not_blamed() -> Result<()> {
     let mut load = LoadConf::new(site.pod_addr(false), "/slow.php?ms=700");
     (load.connections, load.max_attempts, load.timeout) = (8, Some(8), Duration::from_secs(3));
     let scene = Scene::start(site, &Loads { slow: Some(load), in_php: 8, ..Loads::default() })?;
-    link_down(&scene.site)?;
+    scene.site.link_down()?;
     wait("the ends of the scripts", LIMIT, || scene.in_php() == 0)?;
     wait("the clients' patience", LIMIT, || scene.slow.iter().all(|l| l.finished()))?;
     // Verdicts of the ends of these connections would be final by then.
@@ -105,16 +104,4 @@ fn a_pod_that_loses_its_network_is_not_blamed() -> Result<()> {
 
 fn skipped(name: &str) -> bool {
     guard::why_not_traced().inspect(|why| println!("{name}: skipped: {why}")).is_some()
-}
-
-/// Takes the pod's end of its link down.
-fn link_down(site: &Site) -> Result<()> {
-    let device = device(&site.pod.netns, &site.link.right4.to_string())?;
-    site.pod.netns.ip(&["link", "set", &device, "down"]).map(drop)
-}
-
-fn device(netns: &Netns, ip: &str) -> Result<String> {
-    let text = netns.ip(&["-o", "addr", "show", "to", ip])?;
-    let name = text.split_whitespace().nth(1).with_context(|| format!("no device has {ip}"))?;
-    Ok(name.to_string())
 }

@@ -69,7 +69,12 @@ fn one(case: &Case, run: u64) -> Result<()> {
     let said = second.stop()?;
     schema::check(&said)?;
     let known = |r: &Request, started: bool| (case.allowed)(r, started);
-    let rules = Rules { made: case.made, seen: over.site.started_scripts()?, allowed: &known };
+    let rules = Rules {
+        made: case.made,
+        seen: over.site.started_scripts()?,
+        allowed: &known,
+        mechanisms: &ledger::any_mechanism,
+    };
     let result = ledger::compare(&over.requests, &said.claims(&over.site), &rules);
     println!("{}, run {run}: {result}", case.name);
     // As in Comparison::complaints_in(): the races at a listener's close last microseconds.

@@ -94,14 +94,16 @@ pub struct Figures {
     pub layouts: BTreeMap<(Cause, &'static str), Count>,
     pub causes: BTreeMap<Cause, OfCause>,
     pub scenarios: BTreeMap<&'static str, OfScenario>,
-    /// By what the client saw of a lost request, and the mechanism that its verdict names.
-    pub mechanisms: BTreeMap<(String, &'static str), u64>,
+    /// By what the ledgers say of how a request was lost, and the mechanism that its verdict names; the second: of those,
+    /// verdicts whose mechanism is not right.
+    pub mechanisms: BTreeMap<(String, &'static str), (u64, u64)>,
     /// By confidence in hundredths: verdicts, and the right ones among them.
     pub calibration: BTreeMap<u32, (u64, u64)>,
     /// Incidents without a lost request, and those that name a pod which is not theirs.
     pub false_incidents: u64,
     pub wrong_pod: u64,
     pub wrong_sub_cause: u64,
+    pub wrong_mechanism: u64,
     pub truncated: u64,
     pub unclear: u64,
     /// One line each, for people.
@@ -121,6 +123,9 @@ impl Figures {
             let wrong_sub = scenario.wrong_sub_cause(claim);
             let right = ledgers.allowed(r).contains(&claim.cause) && !wrong_sub;
             self.count(ledgers, truth(ledgers, r, Some(claim)), right, beside);
+            if !ledgers.mechanisms(r).contains(&claim.mechanism) {
+                bad.push(format!("mechanism, {}: {claim}", ledgers.seen_as(r)));
+            }
             if wrong_sub {
                 self.wrong_sub_cause += 1;
                 bad.push(format!("sub_cause {:?}: {claim}", claim.sub_cause));
@@ -186,7 +191,10 @@ impl Figures {
             *of.confused.entry(claim.cause.id()).or_default() += 1;
             self.causes.entry(claim.cause).or_default().false_claims += 1;
         }
-        *self.mechanisms.entry((r.outcome.name(), claim.mechanism.id())).or_default() += 1;
+        let wrong = u64::from(!ledgers.mechanisms(r).contains(&claim.mechanism));
+        let of = self.mechanisms.entry((ledgers.seen_as(r), claim.mechanism.id())).or_default();
+        *of = (of.0 + 1, of.1 + wrong);
+        self.wrong_mechanism += wrong;
         self.calibrate(claim, right);
     }
 

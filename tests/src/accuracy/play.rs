@@ -12,9 +12,10 @@ use crate::scene::{Over, Scene};
 use crate::site::{Site, Territory};
 use crate::supervised;
 use crate::tracer::Heard;
+use crate::truth;
 use anyhow::{Context, Result, anyhow};
 use std::collections::{BTreeMap, HashSet};
-use why502::model::incident::Cause;
+use why502::model::incident::{Cause, Mechanism};
 
 /// Who plays what.
 #[derive(Clone, Debug)]
@@ -110,7 +111,7 @@ pub fn play(parts: &[Part], sites_stand: impl FnOnce(&[Site]) -> Result<()>) -> 
         Ok(Played {
             part: part.clone(),
             served: over.site.served()?,
-            upstream: over.site.nginx.upstream_errors()?,
+            upstream: over.site.upstream_errors()?,
             over,
             marks,
         })
@@ -132,7 +133,9 @@ impl Played {
     /// The site, and what is known of it. `from`: a time before it was started.
     pub fn ledgers(self, from: u64) -> Result<(Ledgers, Site)> {
         let Self { part, over: Over { site, requests }, marks, served, upstream } = self;
-        let (seen, territory, pod) = (site.started_scripts()?, site.territory(), site.pod.uid.clone());
+        // Behind an edge it is the edge's request that is lost.
+        let pod = site.edge.as_ref().map_or(&site.pod, |edge| &edge.pod).uid.clone();
+        let (seen, territory) = (site.started_scripts()?, site.territory());
         Ok((
             Ledgers { part, requests, marks, seen, served, upstream, territory, from, to: u64::MAX, pod, answered: 0 },
             site,
@@ -174,10 +177,28 @@ impl Ledgers {
         (self.from..=self.to).contains(&claim.at) && self.territory.has(claim)
     }
 
+    /// What the ledgers say of how it was lost: what the client saw, whether php had begun it, what nginx logged.
+    pub(super) fn seen_as(&self, r: &Request) -> String {
+        let begun = if self.seen.contains(&r.id) { ", begun by php" } else { "" };
+        let logged = self.upstream.get(&r.id).map_or(String::new(), |u| format!(", nginx: {}", u.words()));
+        format!("{}{begun}{logged}", r.outcome.name())
+    }
+
+    /// Which mechanisms are right for a request.
+    pub fn mechanisms(&self, r: &Request) -> &'static [Mechanism] {
+        truth::mechanisms(r, self.seen.contains(&r.id), self.upstream.get(&r.id).copied())
+    }
+
     pub fn compare(&self, heard: &[Heard]) -> Comparison {
         let known = self.known();
         let allowed = |r: &Request, started: bool| (self.part.scenario.truth)(&known, r, started);
-        let rules = Rules { made: self.part.scenario.made, seen: self.seen.clone(), allowed: &allowed };
+        let mechanisms = |r: &Request, _: bool| self.mechanisms(r);
+        let rules = Rules {
+            made: self.part.scenario.made,
+            seen: self.seen.clone(),
+            allowed: &allowed,
+            mechanisms: &mechanisms,
+        };
         let claims: Vec<_> = heard.iter().map(|h| h.claim.clone()).collect();
         let mut result = ledger::compare(&self.requests, &claims, &rules);
         result.requests += self.answered;

@@ -251,6 +251,7 @@ impl Ledgers {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::SIDES;
     use super::*;
 
     /// Needs no root: every verdict of every play that is kept, on this version of the rules.
@@ -261,7 +262,11 @@ mod tests {
         assert!(figures.deviations.is_empty(), "{}", figures.deviations.join("\n"));
         let without: Vec<_> =
             table::all().into_iter().filter(|s| all.iter().all(|r| r.ledgers.part.scenario.name != s.name)).collect();
-        println!("{} plays; without one: {without:?}", all.len());
+        assert!(without.is_empty(), "not kept (cargo xtask accuracy --record tests/recordings --only …): {without:?}");
+        let sides: HashSet<&str> = all.iter().flat_map(|r| r.ledgers.part.draw.layout.sides()).collect();
+        let missing: Vec<_> = SIDES.iter().filter(|side| !sides.contains(*side)).collect();
+        assert!(missing.is_empty(), "no kept play is on {missing:?}");
+        println!("{} plays", all.len());
     }
 
     #[test]

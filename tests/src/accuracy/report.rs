@@ -11,6 +11,8 @@ use why502::model::incident::Cause;
 /// Under which circumstances the figures came to be.
 #[derive(Clone, Debug)]
 pub struct Setting {
+    /// That made the page.
+    pub command: String,
     pub kernel: String,
     pub commit: String,
     /// Such as `2026-11-23`.
@@ -46,8 +48,9 @@ pub const REMARKS: &str = "## Remarks";
 /// The whole report; `drawn` are the plays of `figures` that dice chose.
 pub fn page(figures: &Figures, drawn: &Figures, setting: &Setting) -> String {
     let mut out = String::new();
-    let _ = write!(out, "{HEAD}");
-    let Setting { kernel, commit, date, nginx, php, seed, took, least } = setting;
+    let command = &setting.command;
+    let _ = write!(out, "# Accuracy\n\nMade by `{command}`:\n{HEAD}");
+    let Setting { command: _, kernel, commit, date, nginx, php, seed, took, least } = setting;
     let seed = seed.map_or(String::new(), |seed| format!(", the last {} drawn with seed {seed}", drawn.plays));
     let _ = writeln!(
         out,
@@ -90,7 +93,7 @@ fn totals(out: &mut String, f: &Figures) {
         out,
         "{lost} lost requests, {right} with a right verdict. Mean over causes: precision {}, recall {}. \
          Verdicts that blame a wrong cause or are about no lost request: {}. Incidents of a wrong pod: {}. Wrong \
-         `sub_cause`: {}. Truncated answers, not counted: {}. Requests whose client gave up: {}. Plays that came to no \
+         `sub_cause`: {}. Wrong mechanism: {}. Truncated answers, not counted: {}. Requests whose client gave up: {}. Plays that came to no \
          end: {}.\n\n{} plays, {} pods. {} of the pods were stopped or under load at the same moment as others: they lost {} \
          requests, {} with a right verdict of their own pod.\n",
         share(f.macro_mean(OfCause::precision)),
@@ -98,6 +101,7 @@ fn totals(out: &mut String, f: &Figures) {
         f.false_blame(),
         f.wrong_pod,
         f.wrong_sub_cause,
+        f.wrong_mechanism,
         f.truncated,
         f.unclear,
         f.unplayed,
@@ -162,14 +166,15 @@ fn confusion(out: &mut String, f: &Figures) {
         let confused = if confused.is_empty() { "–".into() } else { confused };
         let _ = writeln!(out, "| `{cause}` | {confused} | {mechanisms} | {subs} |");
     }
-    out.push_str("\nWhat the client saw of a lost request, and the mechanism that its verdict names:\n\n| seen | verdicts | mechanisms |\n|---|--:|---|\n");
-    let mut seen: BTreeMap<&str, Vec<(&str, &u64)>> = BTreeMap::new();
-    for ((outcome, mechanism), n) in &f.mechanisms {
-        seen.entry(outcome).or_default().push((mechanism, n));
+    out.push_str("\nWhat the ledgers say of how a request was lost (what the client saw, whether php had begun it, what nginx logged), and the\nmechanism that its verdict names:\n\n| seen | verdicts | mechanisms | not right |\n|---|--:|---|--:|\n");
+    let mut seen: BTreeMap<&str, Vec<(&str, &u64, u64)>> = BTreeMap::new();
+    for ((outcome, mechanism), (n, wrong)) in &f.mechanisms {
+        seen.entry(outcome).or_default().push((mechanism, n, *wrong));
     }
     for (outcome, of) in seen {
-        let sum: u64 = of.iter().map(|(_, n)| **n).sum();
-        let _ = writeln!(out, "| {outcome} | {sum} | {} |", counts(of));
+        let (sum, wrong): (u64, u64) = of.iter().fold((0, 0), |sum, (_, n, wrong)| (sum.0 + **n, sum.1 + wrong));
+        let named = counts(of.into_iter().map(|(name, n, _)| (name, n)));
+        let _ = writeln!(out, "| {outcome} | {sum} | {named} | {wrong} |");
     }
     out.push('\n');
 }
@@ -311,28 +316,26 @@ fn deviations(out: &mut String, f: &Figures) {
     }
 }
 
-const HEAD: &str = "# Accuracy
+const HEAD: &str = "the output of one series, except for the remarks at its end. Deviations are all of that series; the recording and the ledger of
+each are kept (`--keep`).
 
-Made by `cargo xtask accuracy --runs 10 --at-least 200 --shuffle SEED --report docs/accuracy.md`: the output of one series,
-except for the remarks at its end. Deviations are all of that series; the recording and the ledger of each are kept (`--keep`).
+First every scenario is played so many times (`--runs`), each time on another layout; then those are played again of whose
+cause fewer requests were lost than are wanted (`--at-least`); then dice choose (`--shuffle`) the scenario, the layout, the time
+between its acts (5 to 3000 ms), ports, program names and how many connections there are. Every second round has no probes in
+nginx. In each round some plays have several pods: two that are stopped at one moment for different causes, such a pair beside
+ten pods under load that nothing happens to, a stop without a loss beside a pod that answers 502 by itself.
 
-First every scenario is played so many times, each time on another layout; then those are played again of whose cause fewer
-than 200 requests were lost; then dice choose the scenario, the layout, the time between its acts (5 to 3000 ms), ports,
-program names and how many connections there are. In each round some plays have several pods: two that are stopped at one
-moment for different causes, such a pair beside ten pods under load that nothing happens to, a stop without a loss beside a
-pod that answers 502 by itself.
-
-Every scenario is a pod of real nginx and php-fpm under load, in network and pid namespaces and cgroups of its own, that is
-stopped in one way. why502 watches the kernel beside it. Then each request of the client's ledger (which connection, what was
-sent, how it ended) is compared with the incidents: one for each lost request, none for any other, with a cause that is right
-for it. What is right follows from the scenario, from what the client saw, from what the php scripts wrote down when they
-started and ended, and from what nginx's error log says of requests that it could not pass on (refused, queue full, ended);
-nothing of it is why502's own.
+Every scenario is a pod of real nginx and php-fpm under load, in network and pid namespaces and cgroups of its own, to which
+one thing happens. why502 watches the kernel beside it. Then each request of the client's ledger (which connection, what was
+sent, how it ended) is compared with the incidents: one for each lost request, none for any other, with a cause and a mechanism
+that are right for it. What is right follows from the scenario, from what the client saw, from what the php scripts wrote down
+when they started and ended, and from what nginx's error log says of requests that it could not pass on (refused, queue full,
+no port, no way, ended, no server left, an invalid answer); nothing of it is why502's own.
 
 Where these ledgers leave more than one cause (a connection that was reset may have waited in the queue or have just been
 taken), each of them counts as right; the second column says for how many they leave one. Requests that an nginx answered
 with 502 are joined to incidents by time, because the connection between the servers has no number in any ledger: within one
-moment the causes must be right as a set. Bounds are the lower ends of Wilson's 95% intervals.
+moment causes and mechanisms must be right as a set. Bounds are the lower ends of Wilson's 95% intervals.
 
 ";
 

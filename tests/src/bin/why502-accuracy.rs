@@ -49,9 +49,9 @@ struct Args {
     /// Where the recordings and ledgers of deviations are kept
     #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir().join("why502-deviations"))]
     keep: PathBuf,
-    /// Fail when the mean recall over the causes is below this
+    /// Fail when the mean precision or the mean recall over the causes is below this
     #[arg(long, default_value_t = 0.995)]
-    recall: f64,
+    mean: f64,
     /// Fail when the precision or the recall of a cause is below this
     #[arg(long, default_value_t = 0.97)]
     worst: f64,
@@ -165,15 +165,21 @@ fn write(file: &Path, series: &Series, setting: &Setting) -> Result<()> {
 /// Says on stderr what falls short.
 fn good_enough(figures: &Figures, args: &Args) -> bool {
     let mut short = Vec::new();
-    let recall = figures.macro_mean(|c| c.recall()).unwrap_or(1.0);
-    if recall < args.recall {
-        short.push(format!("mean recall {recall:.4}, wanted {}", args.recall));
+    for (what, mean) in
+        [("precision", figures.macro_mean(|c| c.precision())), ("recall", figures.macro_mean(|c| c.recall()))]
+    {
+        short.extend(mean.filter(|m| *m < args.mean).map(|m| format!("mean {what} {m:.4}, wanted {}", args.mean)));
+    }
+    let (verdicts, right) = figures.from_confidence(95);
+    if (right as f64) < 0.99 * verdicts as f64 {
+        short.push(format!("{right} of {verdicts} verdicts that are certain are right, wanted 99%"));
     }
     if figures.false_blame() > args.false_blame {
         short.push(format!("{} verdicts with a false blame, allowed {}", figures.false_blame(), args.false_blame));
     }
-    if figures.wrong_pod + figures.wrong_sub_cause > 0 {
-        short.push(format!("{} wrong pods, {} wrong sub causes", figures.wrong_pod, figures.wrong_sub_cause));
+    let Figures { wrong_pod, wrong_sub_cause, wrong_mechanism, .. } = figures;
+    if wrong_pod + wrong_sub_cause + wrong_mechanism > 0 {
+        short.push(format!("{wrong_pod} wrong pods, {wrong_sub_cause} sub causes, {wrong_mechanism} mechanisms"));
     }
     let unplayed = figures.deviations.iter().filter(|d| d.contains("not played") || d.contains("did not happen"));
     short.extend(unplayed.cloned());
@@ -190,6 +196,20 @@ fn good_enough(figures: &Figures, args: &Args) -> bool {
     short.is_empty()
 }
 
+/// As people type it.
+fn command(args: impl Iterator<Item = String>) -> String {
+    let mut words = vec!["cargo xtask accuracy".to_string()];
+    let mut args = args;
+    while let Some(word) = args.next() {
+        match word.as_str() {
+            // Places of this machine.
+            "--why502" | "--keep" => drop(args.next()),
+            _ => words.push(word),
+        }
+    }
+    words.join(" ")
+}
+
 fn setting(seed: Option<u64>) -> Result<Setting> {
     let said = |program: PathBuf, args: &[&str]| -> Result<String> {
         let out = Command::new(&program).args(args).output().with_context(|| program.display().to_string())?;
@@ -202,6 +222,7 @@ fn setting(seed: Option<u64>) -> Result<Setting> {
         .unwrap_or_default();
     let php = said(why502_tests::php::binary()?, &["-n", "-v"])?;
     Ok(Setting {
+        command: command(std::env::args().skip(1)),
         // Without what its builder calls it.
         kernel: kernel.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default().to_string(),
         commit,

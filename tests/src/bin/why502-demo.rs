@@ -100,7 +100,12 @@ fn play(n: u8, story: &Story, watch: &Tracer) -> Result<(usize, usize, usize)> {
     let paint = Paint { on: std::io::stdout().is_terminal() };
     println!("\n{}\n{}", paint.bold(&format!("Act {n}: {}", story.title)), story.what);
     let (over, incidents) = shown(story, watch)?;
-    let rules = Rules { made: &[502], seen: over.site.started_scripts()?, allowed: &|_, _| Cause::ALL };
+    let rules = Rules {
+        made: &[502],
+        seen: over.site.started_scripts()?,
+        allowed: &|_, _| Cause::ALL,
+        mechanisms: &ledger::any_mechanism,
+    };
     let result = ledger::compare(&over.requests, &claims(&incidents, &over.site), &rules);
     let (lost, explained) = (result.lost_total(), result.explained);
     let by: Vec<String> = result.by_cause.iter().map(|(cause, n)| format!("{cause} {n}")).collect();

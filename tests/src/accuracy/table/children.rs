@@ -24,7 +24,7 @@ const CRASHES: u64 = 24;
 /// Victims of the OOM killer.
 const KILLS: u64 = 12;
 /// Each takes two seconds of a CPU.
-const HARD: u64 = 3;
+const HARD: u64 = 8;
 /// Answers of the controls: each closes a connection to php.
 const CLOSES: u64 = 3000;
 
@@ -100,7 +100,7 @@ pub(super) const ALL: &[Scenario] = &[
         site: |d| pool(d, 2, "php_admin_value[max_execution_time] = 1\nphp_admin_value[hard_timeout] = 1\n"),
         loads: |d, site| {
             let mut conf = load(d, site, "/busy.php", "busy");
-            (conf.connections, conf.max_attempts) = (1, Some(HARD));
+            (conf.connections, conf.max_attempts) = (2, Some(HARD));
             Loads { slow: Some(conf), ..Loads::default() }
         },
         act: |scene, _, _| errors(scene, HARD),

@@ -1,11 +1,11 @@
 //! Controls: what looks like a cause, and is none.
 
-use super::loads::{fast, load, slow};
+use super::loads::{fast, load, sent_once, slow};
 use super::nginx::{apart, free, nothing, plenty, stop};
 use crate::accuracy::LIMIT;
 use crate::accuracy::scenario::Scenario;
 use crate::guard::wait;
-use crate::load::{LoadConf, Outcome};
+use crate::load::{Abort, Load, LoadConf, Outcome, Progress, Shape};
 use crate::scene::{Loads, pass};
 use crate::truth;
 use nix::sys::signal::Signal::{SIGHUP, SIGKILL, SIGQUIT, SIGTERM};
@@ -33,10 +33,81 @@ pub(super) const ALL: &[Scenario] = &[
         act: |scene, d, _| {
             pass(d.pause(300))?;
             let progress = &scene.fast;
-            let enough = || progress.iter().all(|l| crate::load::Progress::get(&l.progress.answered) >= 120);
+            let enough = || progress.iter().all(|l| Progress::get(&l.progress.answered) >= 120);
             wait("the answers", LIMIT, enough)
         },
         made: &[],
+        truth: nothing,
+    },
+    // Clients that hang up while php works for them.
+    Scenario {
+        name: "clients-give-up",
+        cause: None,
+        sub_cause: None,
+        fit: free,
+        site: |d| d.site(d.slow),
+        loads: |d, site| {
+            let how = if d.other { Abort::Rst } else { Abort::Fin };
+            let abort = Some((Duration::from_millis(30), how));
+            let slow = LoadConf { abort, max_refused: None, ..slow(d, site, 200) };
+            Loads { slow: Some(slow), fast: Some(fast(d, site)), answered: 20, ..Loads::default() }
+        },
+        act: |scene, d, _| {
+            let enough = || scene.slow.iter().all(|l| Progress::get(&l.progress.sent) >= 2 * d.slow as u64);
+            wait("the clients' patience", LIMIT, enough)?;
+            scene.slow.iter().for_each(Load::move_away);
+            // What php still worked on by then has its end, and nobody to tell.
+            pass(500)
+        },
+        made: &[502],
+        truth: nothing,
+    },
+    // php is slower than nginx is patient: it answers 504, to those that php works for and to those that wait for a child.
+    Scenario {
+        name: "nginx-gives-up",
+        cause: None,
+        sub_cause: None,
+        fit: free,
+        site: |d| {
+            let mut site = d.site(d.slow.div_ceil(2));
+            site.nginx.server_extra = "fastcgi_read_timeout 1s;".into();
+            site
+        },
+        loads: |d, site| {
+            let conf = LoadConf { max_attempts: Some(d.slow as u64), ..slow(d, site, 2500) };
+            Loads { slow: Some(conf), in_php: d.slow.div_ceil(2), ..Loads::default() }
+        },
+        act: |scene, d, _| {
+            wait("the 504s", LIMIT, || scene.count(|p| &p.errors) >= d.slow as u64)?;
+            wait("the ends of the scripts", LIMIT, || scene.in_php() == 0)
+        },
+        made: &[502],
+        truth: nothing,
+    },
+    // Half a request: nginx closes when it has waited long enough for the rest.
+    Scenario {
+        name: "half-a-request",
+        cause: None,
+        sub_cause: None,
+        fit: free,
+        site: |d| {
+            let mut site = d.site(4);
+            site.nginx.server_extra = "client_header_timeout 1s; client_body_timeout 1s;".into();
+            site
+        },
+        loads: |d, site| {
+            let shape = if d.other { Shape::PartialBody } else { Shape::PartialHeader };
+            let path = if d.other { "/fast.php" } else { "/static" };
+            let half = LoadConf { shape, connections: d.slow, keep_alive: false, ..load(d, site, path, "half") };
+            let half = LoadConf { max_attempts: Some(d.slow as u64), ..half };
+            Loads { slow: Some(half), fast: Some(fast(d, site)), answered: 20, ..Loads::default() }
+        },
+        act: |scene, _, _| {
+            wait("nginx's patience", LIMIT, || scene.slow.iter().all(Load::finished))?;
+            // A worker that ends in the next moment may have closed them for that.
+            pass(1000)
+        },
+        made: &[502],
         truth: nothing,
     },
     // Under load, and nobody does anything to it.
@@ -81,7 +152,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "reload",
         cause: None,
         sub_cause: None,
-        fit: free,
+        fit: sent_once,
         site: plenty,
         loads: |d, site| {
             let one = Some(d.slow as u64);
@@ -90,7 +161,7 @@ pub(super) const ALL: &[Scenario] = &[
         },
         act: |scene, d, marks| {
             stop(scene, d, marks, SIGHUP)?;
-            wait("the slow answers", LIMIT, || scene.slow.iter().all(crate::load::Load::finished))
+            wait("the slow answers", LIMIT, || scene.slow.iter().all(Load::finished))
         },
         made: &[],
         truth: |_, r, started| if started || r.fresh() { &[] } else { &[KeepaliveRace] },

@@ -26,6 +26,14 @@ pub(super) fn slow(d: &Draw, site: &Site, ms: u64) -> LoadConf {
     conf
 }
 
+/// For slow requests that are sent once and have to be with php all together: an ondemand pool makes no child for a connection
+/// that comes while another child starts, and leaves it waiting until the next one comes.
+pub(super) fn sent_once(d: &mut Draw) {
+    if d.layout.pool == Pool::Ondemand {
+        d.layout.pool = Pool::Dynamic;
+    }
+}
+
 /// Requests that nginx answers at once.
 pub(super) fn fast(d: &Draw, site: &Site) -> LoadConf {
     let mut conf = load(d, site, "/static", "fast");

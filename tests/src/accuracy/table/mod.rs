@@ -12,6 +12,7 @@ mod php;
 mod queues;
 mod races;
 pub(super) mod upstream;
+mod way;
 mod worker;
 
 use super::scenario::Scenario;
@@ -22,6 +23,7 @@ pub fn all() -> Vec<&'static Scenario> {
         nginx::ALL,
         worker::ALL,
         connects::ALL,
+        way::ALL,
         races::ALL,
         php::ALL,
         queues::ALL,

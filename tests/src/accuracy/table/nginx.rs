@@ -1,6 +1,6 @@
 //! Stops of nginx.
 
-use super::loads::{both, fast, load};
+use super::loads::{both, fast, load, sent_once};
 use crate::accuracy::scenario::{Known, Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
@@ -144,7 +144,10 @@ pub(super) const ALL: &[Scenario] = &[
         name: "worker-shutdown-timeout-reload",
         cause: Some(WorkerShutdownTimeout),
         sub_cause: Some("reload"),
-        fit: long_enough,
+        fit: |d| {
+            long_enough(d);
+            sent_once(d);
+        },
         site: |d| timeout(d, plenty(d)),
         loads: |d, site| {
             let mut loads = both(d, site, d.pause(1000) + 3000);

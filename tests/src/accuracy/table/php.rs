@@ -184,7 +184,7 @@ fn cut(k: &Known, r: &Request, started: bool, by: Cause) -> &'static [Cause] {
 fn gone(k: &Known, r: &Request, queued: &'static [Cause], between: &'static [Cause]) -> &'static [Cause] {
     let after = k.marks.get("gone").zip(r.t_sent).is_some_and(|(gone, sent)| sent > gone);
     match k.upstream.get(&r.id) {
-        Some(Upstream::NoPort) => &[],
+        Some(Upstream::NoPort | Upstream::NoWay | Upstream::NoneLeft | Upstream::Invalid) => &[],
         Some(Upstream::Refused) => &[FpmNotListening],
         Some(Upstream::Ended) => queued,
         Some(Upstream::Full) | None if after => &[FpmNotListening],

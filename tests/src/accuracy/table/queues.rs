@@ -154,7 +154,7 @@ fn queue_fills(k: &Known, r: &Request, started: bool) -> &'static [Cause] {
     let free = k.served.iter().filter(|s| s.ev == "end").map(|s| s.t).min().unwrap_or(u64::MAX);
     let (before, after) = (r.t_end < free, r.t_sent.is_some_and(|sent| sent > free + SOON_NS));
     match k.upstream.get(&r.id) {
-        Some(Upstream::NoPort) => &[],
+        Some(Upstream::NoPort | Upstream::NoWay | Upstream::NoneLeft | Upstream::Invalid) => &[],
         _ if started => &[],
         Some(Upstream::Refused) => &[FpmNotListening],
         // It was in the queue until the end.

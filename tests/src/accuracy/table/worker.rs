@@ -1,7 +1,7 @@
 //! A worker of nginx ends, and its master lives on.
 
-use super::loads::{fast, slow};
-use super::nginx::{free, plenty};
+use super::loads::{fast, sent_once, slow};
+use super::nginx::plenty;
 use crate::accuracy::scenario::{Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
@@ -21,7 +21,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "nginx-worker-crash",
         cause: Some(NginxWorkerCrash),
         sub_cause: None,
-        fit: free,
+        fit: sent_once,
         site: plenty,
         loads,
         // A fault of its own: what it is about to do is overwritten.
@@ -34,7 +34,7 @@ pub(super) const ALL: &[Scenario] = &[
         name: "nginx-worker-killed",
         cause: Some(NginxWorkerCrash),
         sub_cause: Some("killed"),
-        fit: free,
+        fit: sent_once,
         site: plenty,
         loads,
         act: |scene, d, marks| {
