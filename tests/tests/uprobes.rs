@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use why502::probes::nginx::functions;
 use why502::sources::program::{self, Program};
-use why502_tests::guard::{self, Dir, run, wait};
+use why502_tests::guard::{self, Dir, Turn, run, wait};
 use why502_tests::launch::Spec;
 use why502_tests::nginx::binary;
 use why502_tests::pod::{Container, Pod};
@@ -111,13 +111,34 @@ impl Overlaid {
     }
 }
 
-fn why_not() -> Result<Option<String>> {
-    if let Some(why) = guard::why_not_traced() {
-        return Ok(Some(why));
+/// Where overlaid containers are started. Dropped in this order: the pod, its files, the machine's turn.
+struct Ground {
+    pod: Pod,
+    lower: PathBuf,
+    dir: Dir,
+    _turn: Turn,
+}
+
+impl Ground {
+    /// `None`, and it says why: the machine cannot do it.
+    fn new(name: &str) -> Result<Option<Self>> {
+        if let Some(why) = guard::why_not_traced() {
+            println!("{name}: skipped: {why}");
+            return Ok(None);
+        }
+        let turn = guard::turn()?;
+        let dir = Dir::new()?;
+        let lower = layer(&dir)?;
+        if let Err(e) = overlay(&dir, &lower, "try") {
+            println!("{name}: skipped: no overlay mounts here: {e:#}");
+            return Ok(None);
+        }
+        Ok(Some(Self { pod: Pod::new(name)?, lower, dir, _turn: turn }))
     }
-    let dir = Dir::new()?;
-    let lower = layer(&dir)?;
-    Ok(overlay(&dir, &lower, "try").err().map(|e| format!("no overlay mounts here: {e:#}")))
+
+    fn start(&self, name: &str) -> Result<Overlaid> {
+        Overlaid::start(&self.pod, &self.dir, &self.lower, name)
+    }
 }
 
 /// Events of a process: 502 answered, lines about a server that is not there.
@@ -151,15 +172,8 @@ fn trace() -> Result<Tracer> {
 
 #[test]
 fn each_502_of_each_container_once() -> Result<()> {
-    if let Some(why) = why_not()? {
-        println!("skipped: {why}");
-        return Ok(());
-    }
-    let _turn = guard::turn()?;
-    let dir = Dir::new()?;
-    let lower = layer(&dir)?;
-    let pod = Pod::new("uprobes")?;
-    let before = Overlaid::start(&pod, &dir, &lower, "before")?;
+    let Some(ground) = Ground::new("uprobes")? else { return Ok(()) };
+    let before = ground.start("before")?;
     let first = before.worker()?;
     ensure!(before.probed(first, false), "somebody else probes it");
 
@@ -167,7 +181,7 @@ fn each_502_of_each_container_once() -> Result<()> {
     before.wait_probed(true)?;
     before.lose(3)?;
     // Another container over the same layer: another device number, the same file of the kernel's.
-    let later = Overlaid::start(&pod, &dir, &lower, "later")?;
+    let later = ground.start("later")?;
     later.wait_probed(true)?;
     let second = later.worker()?;
     later.lose(4)?;
@@ -184,7 +198,7 @@ fn each_502_of_each_container_once() -> Result<()> {
     ensure!(later.probed(second, true), "the other container lost its breakpoints");
     later.lose(2)?;
     // One that comes again is seen again.
-    let again = Overlaid::start(&pod, &dir, &lower, "again")?;
+    let again = ground.start("again")?;
     again.wait_probed(true)?;
     again.end()?;
 
@@ -204,34 +218,20 @@ fn each_502_of_each_container_once() -> Result<()> {
 
 #[test]
 fn nothing_of_a_container_is_kept() -> Result<()> {
-    if let Some(why) = why_not()? {
-        println!("skipped: {why}");
-        return Ok(());
-    }
-    let _turn = guard::turn()?;
-    let dir = Dir::new()?;
-    let lower = layer(&dir)?;
-    let pod = Pod::new("uprobes-kept")?;
+    let Some(ground) = Ground::new("uprobes-kept")? else { return Ok(()) };
     let trace = trace()?;
-    let nginx = Overlaid::start(&pod, &dir, &lower, "kept")?;
+    let nginx = ground.start("kept")?;
     nginx.wait_probed(true)?;
     nginx.end()?;
     // Refused as long as anything has hold of the overlay's file system.
-    wait("its upper layer to be free", LIMIT, || overlay(&dir, &lower, "kept").is_ok())?;
+    wait("its upper layer to be free", LIMIT, || overlay(&ground.dir, &ground.lower, "kept").is_ok())?;
     trace.stop().map(drop)
 }
 
 #[test]
 fn what_runs_too_often_is_given_up() -> Result<()> {
-    if let Some(why) = why_not()? {
-        println!("skipped: {why}");
-        return Ok(());
-    }
-    let _turn = guard::turn()?;
-    let dir = Dir::new()?;
-    let lower = layer(&dir)?;
-    let pod = Pod::new("uprobes-flood")?;
-    let nginx = Overlaid::start(&pod, &dir, &lower, "flood")?;
+    let Some(ground) = Ground::new("uprobes-flood")? else { return Ok(()) };
+    let nginx = ground.start("flood")?;
     let trace = trace()?;
     let worker = nginx.worker()?;
     nginx.wait_probed(true)?;
