@@ -210,6 +210,12 @@ impl Container {
     }
 }
 
+/// It stands still by SIGSTOP.
+pub fn stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+}
+
 /// Makes a process crash by a fault of its own: what follows the system call in which it waits becomes zeros, which fault on
 /// x86 (a write through the call's result) and are undefined on arm64. `wake`: a signal that it handles, when it waits for
 /// one.

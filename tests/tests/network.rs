@@ -3,14 +3,21 @@
 //! `RUNS=20` for the full figure; `RECORDINGS=DIR` keeps what was recorded of each run.
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal::{SIGCONT, SIGSTOP};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use std::time::Duration;
 use why502::model::incident::{Cause, Incident, Mechanism};
 use why502_tests::accuracy::live;
 use why502_tests::guard::{self, run, wait};
-use why502_tests::load::LoadConf;
-use why502_tests::php::FpmConf;
+use why502_tests::ledger::{Rules, any_mechanism, compare};
+use why502_tests::load::{LoadConf, Progress};
+use why502_tests::php::{FpmConf, FpmListen};
+use why502_tests::pod::stopped;
 use why502_tests::scene::{LIMIT, Loads, Scene, Watch, pass};
+use why502_tests::schema;
 use why502_tests::site::{Site, SiteConf};
+use why502_tests::tracer::{binary, explain};
 
 #[test]
 fn nginx_has_no_local_port() -> Result<()> {
@@ -100,6 +107,65 @@ fn a_pod_that_loses_its_network_is_not_blamed() -> Result<()> {
     println!("{NAME}: {} requests without an answer, {} blamed on the pod", over.requests.len(), told.len());
     ensure!(told.is_empty(), "{}", told[0]);
     Ok(())
+}
+
+/// A full accept queue is told only when it is asked for: who does not get in gets a 504. php-fpm's only child stands still, and
+/// two connections that wait fill the queue; every SYN that comes then is dropped.
+#[test]
+fn a_full_tcp_queue_is_recognised() -> Result<()> {
+    const NAME: &str = "a full TCP queue";
+    if skipped(NAME) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let fpm = FpmConf { children: 1, backlog: Some(1), listen: FpmListen::Tcp(9000), ..FpmConf::default() };
+    let mut conf = SiteConf { fpm: Some(fpm), ..SiteConf::default() };
+    // A second SYN leaves after one second.
+    conf.nginx.server_extra = "fastcgi_connect_timeout 2500ms;".into();
+    let site = Site::start(&conf)?;
+    let watch = Watch::with(&site, &["--all"])?;
+    let load = |path: &str, prefix: &str, n: u64| {
+        let mut load = LoadConf::new(site.pod_addr(false), path);
+        (load.connections, load.max_attempts, load.prefix) = (usize::try_from(n).unwrap_or(1), Some(n), prefix.into());
+        load
+    };
+    let (queued, late) = (load("/fast.php", "queued", 2), load("/fast.php", "late", 8));
+    let pid = site.nginx.container.pid();
+    let master = site.php_master().context("no php-fpm runs")?;
+    let child = *site.php_container().children_of(master).first().context("no child")?;
+    let scene = Scene::start(site, &Loads::default())?;
+    kill(Pid::from_raw(child), SIGSTOP)?;
+    wait("the child to stand still", LIMIT, || stopped(child))?;
+    let queued = scene.add(queued)?;
+    wait("a full queue", LIMIT, || waiting(pid, 9000) == Some(2))?;
+    let late = scene.add(late)?;
+    wait("the 504s", LIMIT, || Progress::get(&late.ended) == 8)?;
+    kill(Pid::from_raw(child), SIGCONT)?;
+    wait("the answers of those that waited", LIMIT, || Progress::get(&queued.answered) == 2)?;
+    let over = scene.end()?;
+    watch.tracer.wait_for(over.lost(&[504]), &over.site)?;
+    let said = watch.tracer.stop()?;
+    schema::check(&said)?;
+    let replayed = explain(&binary()?, &watch.recording, &["--all", "-o", "json"])?;
+    ensure!(replayed.lines().eq(said.lines.iter()), "the replay of the recording says something else");
+    let seen = over.site.started_scripts()?;
+    let rules = Rules { made: &[504], seen, allowed: &|_, _| &[Cause::SynDrop], mechanisms: &any_mechanism };
+    let result = compare(&over.requests, &said.claims(&over.site), &rules);
+    println!("{NAME}: {result}");
+    ensure!(result.lost_total() == 8, "the scenario did not happen");
+    ensure!(result.complaints_in(1).is_empty(), "{}", result.complaints().join("\n"));
+    let full = |i: &&Incident| i.chain.iter().any(|l| l.rule == "the-queue-was-full");
+    let told: Vec<_> = said.incidents.iter().filter(|i| i.cause == Cause::SynDrop).collect();
+    ensure!(told.iter().all(full), "{told:#?}");
+    Ok(())
+}
+
+/// Connections in the accept queue of a port, in the network namespace of a process.
+fn waiting(pid: i32, port: u16) -> Option<u32> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).ok()?;
+    let listens = |f: &Vec<&str>| f.len() > 4 && f[1].ends_with(&format!(":{port:04X}")) && f[3] == "0A";
+    let row = table.lines().map(|l| l.split_whitespace().collect::<Vec<_>>()).find(listens)?;
+    u32::from_str_radix(row[4].split_once(':')?.1, 16).ok()
 }
 
 fn skipped(name: &str) -> bool {

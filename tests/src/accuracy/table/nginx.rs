@@ -5,7 +5,7 @@ use crate::accuracy::scenario::{Known, Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
 use crate::load::Request;
-use crate::pod::Pid1;
+use crate::pod::{Pid1, stopped};
 use crate::scene::{Loads, Scene, pass};
 use crate::site::{Site, SiteConf};
 use crate::truth;
@@ -270,11 +270,6 @@ fn queue_dropped(scene: &Scene, d: &Draw, marks: &Marks) -> Result<()> {
     pass(d.pause(100))?;
     tell(SIGCONT)?;
     scene.refused()
-}
-
-fn stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
 }
 
 /// For controls that stop nginx when nothing is under way.
