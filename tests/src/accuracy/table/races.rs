@@ -61,7 +61,7 @@ fn over(d: &Draw, delay: Duration) -> SiteConf {
     SiteConf { trouble: Some(Trouble { delay, ..Trouble::default() }), ..d.site(4) }
 }
 
-/// One way.
+/// One way. Below 30 ms a busy machine's timers miss the window too often.
 fn delay(d: &Draw, own: u64) -> Duration {
-    Duration::from_millis(d.pause.map_or(own, |ms| 10 + ms % 60))
+    Duration::from_millis(d.pause.map_or(own, |ms| 30 + ms % 40))
 }
