@@ -111,6 +111,14 @@ fn totals(out: &mut String, f: &Figures) {
         f.beside.lost,
         f.beside.right,
     );
+    let controls = f.scenarios.iter().filter(|(name, _)| named(name).is_some_and(|s| s.cause.is_none()));
+    let sum = controls
+        .fold((0, 0, 0, 0), |sum, (_, s)| (sum.0 + s.plays, sum.1 + s.requests, sum.2 + s.lost, sum.3 + s.deviations));
+    let _ = writeln!(
+        out,
+        "Pods of controls: {}, with {} requests. Lost by what they do not provoke: {}. Deviations: {}.\n",
+        sum.0, sum.1, sum.2, sum.3
+    );
 }
 
 fn causes(out: &mut String, f: &Figures) {

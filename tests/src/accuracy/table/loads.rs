@@ -22,7 +22,7 @@ pub(super) fn slow(d: &Draw, site: &Site, ms: u64) -> LoadConf {
     (conf.connections, conf.max_refused) = (d.slow, Some(REFUSED));
     conf.refused_pause = Duration::from_millis(50);
     // An ondemand pool makes one child for connections that come at once, and the others wait for it.
-    conf.rate = (d.layout.pool == Pool::Ondemand).then_some(50.0);
+    conf.rate = (d.layout.pool == Pool::Ondemand).then_some(25.0);
     conf
 }
 
