@@ -107,8 +107,11 @@ fn reset(event: &Event, r: &ResetSent, table: &Table, history: &History) -> Opti
     if !r.port_known || matches!(listening, ListenState::NeverSeen) && r.digest.is_none() {
         return None;
     }
-    if let Some(digest) = &r.digest {
-        return late_data(event, r, digest, table, history);
+    match &r.digest {
+        // A port that came round again: the connection before it says nothing of this one.
+        Some(digest) if of_another(r, digest) => return handshake(event, r, table, history),
+        Some(digest) => return late_data(event, r, digest, table, history),
+        None => {}
     }
     if r.in_len >= shortest(r) && r.socket == ResetSocket::TimeWait {
         // The digest was thrown out of the kernel's table: the close was seen, its circumstances are gone.
@@ -159,12 +162,19 @@ pub(super) fn of_a_dead_pod(state: &ListenState, netns: u32, table: &Table, hist
     history.netns_passed_on(netns, *at, pod)
 }
 
+/// The digest is of an earlier connection of the same addresses: what came is far from its data in sequence space, ahead of it
+/// and behind.
+fn of_another(r: &ResetSent, digest: &Digest) -> bool {
+    let ahead = r.in_seq.wrapping_sub(digest.rcv_nxt);
+    digest.rcv_nxt != 0 && (SEQUENCE_WINDOW..=u32::MAX - SEQUENCE_WINDOW).contains(&ahead)
+}
+
 fn late_data(event: &Event, r: &ResetSent, digest: &Digest, table: &Table, history: &History) -> Option<Lost> {
     // A lingering close expects the rest of what it answered early; that is no new request.
     if digest.half_closed || r.in_len < shortest(r) {
         return None;
     }
-    // Another connection of the same addresses: older than any TIME_WAIT, or its data is elsewhere in sequence space.
+    // Older than any TIME_WAIT, or sent before what was read last: no new request of that connection.
     let ahead = r.in_seq.wrapping_sub(digest.rcv_nxt);
     if event.at.saturating_sub(digest.at) > DIGEST_NS || digest.rcv_nxt != 0 && ahead > SEQUENCE_WINDOW {
         return None;

@@ -18,7 +18,7 @@ use crate::model::event::{
     SignalGenerated, Task, TcpState, Tuple, tcp, tcp_flags,
 };
 use crate::model::input::{CgroupFact, Hierarchy, HookState, HookStatus, ListenerFact, ProcessFact, Started};
-use crate::model::{Cause, Incident, Input, Level, Output};
+use crate::model::{Cause, Incident, Input, Level, Mechanism, Output};
 
 const S: u64 = 1_000_000_000;
 const READY: u64 = 100 * S;
@@ -282,6 +282,24 @@ fn a_close_long_after_the_signal_has_reasons_of_its_own() {
     node.event(230 * S + 40_000_000, EventKind::ResetSent(late_data(230 * S, 5_000)));
     let said = node.said(false);
     assert!(said.iter().all(|i| i.confidence.level == Level::Possible), "{said:#?}");
+}
+
+#[test]
+fn a_port_that_came_round_again_hides_no_lost_handshake() {
+    let said = |at: u64, expected: u32| {
+        let mut node = Node::new();
+        node.signal(200 * S, 3, master()).listener_closes(200 * S + 1_000_000, task());
+        // The handshake's last ACK.
+        let ack = ResetSent { in_flags: tcp_flags::ACK, in_len: 0, ..late_data(at, expected) };
+        node.event(200 * S + 2_000_000, EventKind::ResetSent(ack)).said(false)
+    };
+    let lost = said(195 * S, 4_000_000_000);
+    assert_eq!(causes(&lost), [Cause::NginxAcceptQueueDropped]);
+    assert_eq!((lost[0].mechanism, lost[0].sub_cause.as_deref()), (Mechanism::HandshakeLost, Some("handshake")));
+    // An ACK of the connection that was closed, or of a moment before its end.
+    assert_eq!(causes(&said(195 * S, 5_000)), []);
+    assert_eq!(causes(&said(195 * S, 5_001)), []);
+    assert_eq!(causes(&said(100 * S, 5_000)), []);
 }
 
 #[test]

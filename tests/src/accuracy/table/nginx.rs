@@ -138,7 +138,8 @@ pub(super) const ALL: &[Scenario] = &[
             scene.refused()
         },
         made: &[],
-        truth: |_, r, started| truth::nginx_drain(&[Unexplained])(r, started),
+        // Where the worker took its time it is told, and right.
+        truth: |_, r, started| truth::nginx_drain(&[Unexplained, WorkerShutdownTimeout])(r, started),
     },
     Scenario {
         name: "worker-shutdown-timeout-reload",
