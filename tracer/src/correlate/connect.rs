@@ -79,7 +79,10 @@ fn refused(event: &Event, s: &TcpState, table: &Table, history: &History) -> Opt
     let tuple = from_the_server(&s.tuple);
     let listening = table.listeners().state_at(tuple.netns, tuple.local_ip, tuple.local_port, event.at);
     let dead = of_a_dead_pod(&listening, tuple.netns, table, history);
-    let told = !dead && history.reset_of(&tuple, event.at.saturating_sub(SAME_CLOSE_NS)).is_some();
+    // A port that the kernel's table knows of an earlier namespace of this number, and nobody else does: its resets tell nothing.
+    let told = !dead
+        && !matches!(listening, ListenState::NeverSeen)
+        && history.reset_of(&tuple, event.at.saturating_sub(SAME_CLOSE_NS)).is_some();
     if told || matches!(listening, ListenState::Listening { .. }) {
         return None;
     }

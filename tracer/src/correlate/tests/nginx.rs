@@ -1,7 +1,7 @@
 //! What nginx says itself, by hand.
 
 use super::unix::{child, dropped, fpm, only, pod, refused, rules};
-use super::{Node, S, causes, exiting, late_data, state, task};
+use super::{Node, S, causes, exiting, late_data, state, syn_refused, task};
 use crate::model::event::{EventKind, NginxLogged, ResetSent, ResetSocket, Side, Task, TcpState, Tuple, tcp};
 use crate::model::incident::{Mechanism, Outcome};
 use crate::model::input::{Carries, CarriesFact, LossFact, LossKind};
@@ -224,6 +224,29 @@ fn refused_connects_are_paired_in_their_order() {
     let all: Vec<_> = said.iter().map(|i| (i.requester.port, i.cause, i.response.status)).collect();
     let lost = |port| (Some(port), Cause::FpmNotListening, Some(502));
     assert_eq!(all, [lost(40000), lost(40001)]);
+}
+
+/// The kernel's table of ports outlives a namespace whose number is given again: the reset of a port that nobody else knows.
+#[test]
+fn a_reset_that_tells_nothing_hides_no_refused_connect() {
+    for known in [false, true] {
+        let mut node = pod(false);
+        let t = to_php(40000);
+        if known {
+            let server = Tuple {
+                local_ip: t.remote_ip,
+                local_port: t.remote_port,
+                remote_ip: t.local_ip,
+                remote_port: t.local_port,
+                ..t
+            };
+            let EventKind::ResetSent(reset) = syn_refused() else { unreachable!() };
+            node.event(200 * S - US, EventKind::ResetSent(ResetSent { tuple: server, task: task(), ..reset }));
+        }
+        refused_by_tcp(&mut node, 200 * S, 40000);
+        let said = node.said(true);
+        assert_eq!(only(&said).cause, Cause::FpmNotListening, "{known}");
+    }
 }
 
 #[test]
