@@ -38,6 +38,15 @@ fn exact(name: &str, result: &Comparison) -> Result<()> {
     Ok(())
 }
 
+/// nginx's own connection to the client tells nothing of such a loss, and is named all the same.
+fn names_its_clients(result: &Comparison) -> Result<()> {
+    for (request, claim) in &result.verdicts {
+        let ends = (claim.requester, claim.server);
+        ensure!(ends == (Some(request.local), Some(request.remote)), "{} > {}: {claim}", request.local, request.remote);
+    }
+    Ok(())
+}
+
 /// Until so many were answered, or answered with an error; gives what was said of them.
 fn play(name: &str, site: Site, path: &str, cause: &'static [Cause]) -> Result<(Comparison, Said)> {
     let watch = Watch::with(&site, &["--uprobes", "on"])?;
@@ -62,6 +71,7 @@ fn a_header_that_is_too_big_and_the_buffer_that_it_needs() -> Result<()> {
     let cause: &[Cause] = &[Cause::UpstreamResponseInvalid];
     let (result, said) = play("header too big", first, "/big.php", cause)?;
     ensure!(result.lost_total() as u64 >= ANSWERS, "{result}");
+    names_its_clients(&result)?;
     let mut changes = Vec::new();
     for i in said.incidents.iter().filter(|i| ours.owns(None, i.server.netns)) {
         ensure!((i.outcome, i.response.status) == (Outcome::ErrorMade, Some(502)), "{i:#?}");
@@ -90,6 +100,7 @@ fn a_header_that_is_none_over_a_unix_socket() -> Result<()> {
     let ours = site.territory();
     let (result, said) = play("invalid header", site, "/bad.php", &[Cause::UpstreamResponseInvalid])?;
     ensure!(result.lost_total() as u64 >= ANSWERS, "{result}");
+    names_its_clients(&result)?;
     let ours = said.incidents.iter().filter(|i| ours.owns(None, i.server.netns));
     for i in ours {
         ensure!(i.sub_cause.as_deref() == Some("header-invalid"), "{i:#?}");

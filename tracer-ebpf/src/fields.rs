@@ -51,6 +51,13 @@ fields! {
     TASK_CRED "task_struct" "cred" 8;
     TASK_MM "task_struct" "mm" 8;
     TASK_SIGNAL "task_struct" "signal" 8;
+    TASK_FILES "task_struct" "files" 8 optional;
+    FILES_FDT "files_struct" "fdt" 8 optional;
+    FDT_MAX "fdtable" "max_fds" 4 optional;
+    FDT_FD "fdtable" "fd" 8 optional;
+    FILE_PRIVATE "file" "private_data" 8 optional;
+    SOCKET_FILE "socket" "file" 8 optional;
+    SOCKET_SK "socket" "sk" 8 optional;
     CRED_UID "cred" "uid" 4;
     SIGNAL_LIVE "signal_struct" "live" 4;
     SIGNAL_FLAGS "signal_struct" "flags" 4;

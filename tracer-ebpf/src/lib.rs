@@ -408,6 +408,8 @@ pub struct NginxLog {
     pub errno: u32,
     /// Where the format is in the task's memory, for a second try.
     pub format_at: u64,
+    /// As [`NginxErrorPage::connection`], of the request that the line is about.
+    pub connection: u64,
     /// Bytes of `format` that are filled.
     pub format_len: u16,
     pub _reserved: [u8; 6],
@@ -422,6 +424,10 @@ pub struct NginxErrorPage {
     pub task: Task,
     pub status: u32,
     pub _reserved: u32,
+    /// nginx's own number of its client's connection; 0 unknown.
+    pub connection: u64,
+    /// That connection, from nginx's side; `rport` is 0 when it is not known, or not an internet socket.
+    pub client: Tuple,
 }
 
 /// Key of the LISTENERS map: ports that listen or have listened.
@@ -503,6 +509,6 @@ layout! {
     StopCounts = 40, 8;
     UnixDropped = 16 + 72 + 32 + 8 + 8 + 112, 8;
     UnixRefused = 16 + 72 + 8 + 112, 8;
-    NginxLog = 16 + 72 + 24 + 96, 8;
-    NginxErrorPage = 16 + 72 + 8, 8;
+    NginxLog = 16 + 72 + 32 + 96, 8;
+    NginxErrorPage = 16 + 72 + 16 + 40, 8;
 }

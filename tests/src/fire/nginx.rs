@@ -5,6 +5,7 @@ use super::child::{Child, exit_now, puppet};
 use super::facts::{Facts, TARGET};
 use super::manifest::Expect;
 use super::processes::exec;
+use super::sock::{FAMILIES, loopback_up, tuple};
 use anyhow::{Context, Result, ensure};
 use nix::libc;
 use serde_json::json;
@@ -13,6 +14,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::ptr;
 use std::time::{Duration, Instant};
 
@@ -42,6 +44,43 @@ const UNTOUCHED: &[u8] = b"upstream prematurely closed connection while reading 
 /// An address that is nobody's.
 const NOWHERE: usize = 8;
 
+/// As nginx has them in its memory, as far as they are read.
+#[repr(C)]
+struct Request {
+    signature: u32,
+    connection: *const Connection,
+}
+
+#[repr(C)]
+struct Connection {
+    data: usize,
+    events: [usize; 2],
+    fd: i32,
+    functions: [usize; 4],
+    listening: usize,
+    sent: usize,
+    log: *const NginxLog,
+}
+
+#[repr(C)]
+struct NginxLog {
+    level: usize,
+    file: usize,
+    connection: usize,
+}
+
+/// "HTTP".
+const SIGNATURE: u32 = 0x5054_5448;
+/// Of a client's connection in each family: nginx's end, the client's, and the number that nginx gave it.
+const NGINX_PORT: u16 = 20_800;
+const CLIENT_PORT: u16 = 20_900;
+const NUMBER: usize = 17;
+/// Requests on connections that are none, by their numbers.
+const NO_SUCH_FD: usize = 50;
+const NO_SOCKET: usize = 51;
+const LISTENS: usize = 52;
+const UNIX: usize = 53;
+
 pub(crate) fn fire(fire: &Fire) -> Result<()> {
     // Its name makes why502 look at it; that it is one is told by its symbols.
     // A file of its own: what other cases have listened with is an nginx as well, and is let go about now.
@@ -50,12 +89,17 @@ pub(crate) fn fire(fire: &Fire) -> Result<()> {
     fs::write(fire.dir.join("format"), UNTOUCHED)?;
     let dir = fire.dir.to_str().context("path")?;
     let mut child = Child::ready(|line| {
+        // SAFETY: flags only.
+        let r = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        ensure!(r == 0, "unshare: {}", std::io::Error::last_os_error());
+        loopback_up()?;
         line.ready();
         let env = puppet(line, ACT)?;
         exec(&program, &["nginx", dir], &env)?;
         Ok(0)
     })?;
     fire.cgroups.put(TARGET, child.pid)?;
+    fire.hold_netns(child.pid)?;
     child.tell(0)?;
     child.hear().context("why502 put no breakpoints into it")?;
     let facts = child.facts()?;
@@ -63,13 +107,34 @@ pub(crate) fn fire(fire: &Fire) -> Result<()> {
     child.hear().context("it did not get through")?;
     let status = child.finish()?;
     logged(fire, &facts, libc::WEXITSTATUS(status) == 0)?;
-    for (status, count) in [(302, 0), (404, 0), (499, 0), (500, 1), (502, 1), (504, 1), (505, 0)] {
+    for (status, count) in [(302, 0), (404, 0), (499, 0), (500, 1), (501, 1), (502, 1), (504, 1), (505, 0)] {
         let select = json!({"kind": "nginx-error-page", "task": {"tgid": facts.tgid}, "status": status});
         let name = format!("nginx answers {status}");
-        fire.manifest.expect(Expect::one(&name, select, json!({"task": facts.json(), "quality": []})).times(count))?;
+        let want = json!({"task": facts.json(), "quality": [], "connection": null, "client": null});
+        fire.manifest.expect(Expect::one(&name, select, want).times(count))?;
+    }
+    let none = [NO_SUCH_FD, NO_SOCKET, LISTENS, UNIX];
+    for number in none {
+        answers(fire, &facts, "nobody that is known", number, &json!(null))?;
+    }
+    for (family, (number, ours, theirs)) in FAMILIES.iter().zip(clients()) {
+        let client = tuple(family.ip(), ours, (family.ip(), theirs), facts.netns);
+        answers(fire, &facts, &format!("a client over {}", family.name), number, &client)?;
     }
     let select = json!({"kind": "nginx-error-page", "task": {"tgid": facts.tgid}});
-    fire.manifest.expect(Expect::one("nginx answers, in all", select, json!({})).times(3))
+    let all = 4 + none.len() + FAMILIES.len();
+    fire.manifest.expect(Expect::one("nginx answers, in all", select, json!({})).times(all))
+}
+
+fn answers(fire: &Fire, facts: &Facts, whom: &str, number: usize, client: &serde_json::Value) -> Result<()> {
+    let select = json!({"kind": "nginx-error-page", "task": {"tgid": facts.tgid}, "connection": number});
+    let want = json!({"status": 503, "client": client, "quality": []});
+    fire.manifest.expect(Expect::one(&format!("nginx answers {whom} ({number})"), select, want))
+}
+
+/// A client's connection in each family.
+fn clients() -> impl Iterator<Item = (usize, u16, u16)> {
+    (0..).map(|n| (NUMBER + usize::from(n), NGINX_PORT + n, CLIENT_PORT + n))
 }
 
 fn logged(fire: &Fire, facts: &Facts, read: bool) -> Result<()> {
@@ -90,7 +155,10 @@ fn logged(fire: &Fire, facts: &Facts, read: bool) -> Result<()> {
             fire.manifest.expect(Expect::one(&format!("nginx logs {name}"), select, json!({"level": level})))?;
             continue;
         }
-        let want = json!({"level": level, "format": format, "task": facts.json(), "quality": quality});
+        let connection = (*errno == 111).then_some(NUMBER);
+        let want = json!({
+            "level": level, "format": format, "task": facts.json(), "quality": quality, "connection": connection,
+        });
         fire.manifest.expect(Expect::one(&format!("nginx logs {name}"), select, want))?;
     }
     // Nothing of stderr (0), warn, info, debug.
@@ -111,13 +179,15 @@ pub(crate) fn act(line: &mut File, functions: Functions) -> ! {
         for level in [0, 5, 6, 7, 8, 0x10, 0x8000_0000] {
             log(level, 1, c"not an error");
         }
-        log(4, 111, c"connect() failed");
+        let of = NginxLog { level: 4, file: 0, connection: NUMBER };
+        (functions.log)(4, (&raw const of).cast(), 111, c"connect() failed".as_ptr());
         log(1, 98, c"bind() to %V failed");
         log(4, 0, CStr::from_bytes_with_nul(&LONG)?);
         (functions.log)(3, none, 5, NOWHERE as *const c_char);
         for status in [302, 404, 499, 500, 502, 504, 505, -5] {
             (functions.error_page)(none, status);
         }
+        error_pages(functions.error_page)?;
         ensure!(!format.touched()?, "the page was there");
         (functions.log)(4, none, 104, format.at.cast());
         // why502 has read it when the page is there; on a machine that does not let it run it may take longer than we wait.
@@ -132,6 +202,35 @@ pub(crate) fn act(line: &mut File, functions: Functions) -> ! {
             exit_now(98)
         }
     }
+}
+
+/// Answers requests of clients, and such as have no client.
+fn error_pages(function: ErrorPage) -> Result<()> {
+    let answer_of = |signature, number, fd, status| {
+        let log = NginxLog { level: 4, file: 0, connection: number };
+        let connection =
+            Connection { data: 0, events: [0; 2], fd, functions: [0; 4], listening: 0, sent: 0, log: &raw const log };
+        let request = Request { signature, connection: &raw const connection };
+        function((&raw const request).cast(), status);
+    };
+    let answer = |number, fd| answer_of(SIGNATURE, number, fd, 503);
+    for (family, (number, ours, theirs)) in FAMILIES.iter().zip(clients()) {
+        let listener = family.listener(ours, 4)?;
+        let client = family.bound_to(theirs)?;
+        client.connect(ours).context("connect")?;
+        let (accepted, _) = listener.accept()?;
+        answer(number, accepted.as_raw_fd());
+        if number == NUMBER {
+            answer(LISTENS, listener.as_raw_fd());
+            // Not a request: of its connection nothing is believed.
+            answer_of(0, number, accepted.as_raw_fd(), 501);
+        }
+    }
+    answer(NO_SUCH_FD, i32::MAX);
+    answer(NO_SOCKET, File::open("/proc/self/exe")?.as_raw_fd());
+    let (one, _other) = UnixStream::pair()?;
+    answer(UNIX, one.as_raw_fd());
+    Ok(())
 }
 
 fn step(line: &mut File) -> Result<()> {

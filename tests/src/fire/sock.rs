@@ -55,8 +55,13 @@ impl Family {
 
     /// A client that is bound already, so that its port is known even if connecting fails.
     pub(crate) fn bound(&self) -> Result<Client> {
+        self.bound_to(0)
+    }
+
+    /// The same, to this port.
+    pub(crate) fn bound_to(&self, port: u16) -> Result<Client> {
         let fd = self.socket()?;
-        on_addr(SocketAddr::new(self.to, 0), |a| bind(fd.as_raw_fd(), a)).context("bind")?;
+        on_addr(SocketAddr::new(self.to, port), |a| bind(fd.as_raw_fd(), a)).context("bind")?;
         let stream = TcpStream::from(fd);
         Ok(Client { port: stream.local_addr()?.port(), family: *self, stream })
     }

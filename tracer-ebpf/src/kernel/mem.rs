@@ -1,7 +1,7 @@
 //! Two ways to load a member: typed, where the verifier knows the pointer's type, and through a helper.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 
 /// Loads members of kernel structs at offsets that userspace resolved from BTF.
 pub trait Mem {
@@ -72,6 +72,17 @@ pub struct Probed;
 pub unsafe fn probe<T: Copy + Default>(at: *const u8) -> T {
     let mut v = T::default();
     bpf_probe_read_kernel((&raw mut v).cast(), size_of::<T>() as u32, at.cast());
+    (&raw const v).read_volatile()
+}
+
+/// Reads a plain value of `current`'s own memory; 0 when that faults or its page is not there.
+///
+/// # Safety
+/// None beyond the helper's own: it never faults.
+#[inline(always)]
+pub unsafe fn user<T: Copy + Default>(at: u64) -> T {
+    let mut v = T::default();
+    bpf_probe_read_user((&raw mut v).cast(), size_of::<T>() as u32, at as *const _);
     (&raw const v).read_volatile()
 }
 

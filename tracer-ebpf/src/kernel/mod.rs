@@ -2,7 +2,9 @@
 
 pub mod arg;
 pub mod cgroup;
+pub mod file;
 pub mod mem;
+pub mod nginx;
 pub mod packet;
 pub mod siginfo;
 pub mod sock;

@@ -1,7 +1,7 @@
 //! struct sock and what is around it.
 
 use super::cgroup;
-use super::mem::{Mem, Typed};
+use super::mem::{Mem, Probed, Typed};
 use crate::maps::SK_SALT;
 use aya_ebpf::helpers::generated::bpf_skc_to_tcp_sock;
 use why502_ebpf::Tuple;
@@ -21,7 +21,9 @@ pub mod state {
     pub const NEW_SYN_RECV: u8 = 12;
 }
 
+const AF_INET: u16 = 2;
 pub const AF_INET6: u16 = 10;
+pub const SOCK_STREAM: u16 = 1;
 /// include/net/sock.h SEND_SHUTDOWN: shutdown(SHUT_WR) alone; close() sets both halves before it changes the state.
 pub const SEND_SHUTDOWN: u8 = 2;
 /// ::ffff:0:0/96 as the third word of an address in network byte order.
@@ -77,8 +79,13 @@ pub unsafe fn write_id(dst: *mut u64, sk: *const u8) {
 
 #[inline(always)]
 pub unsafe fn netns(sk: *const u8) -> u32 {
-    let net = Typed::ptr(sk, &f::SK_NET);
-    if net.is_null() { 0 } else { Typed::u32(net, &f::NET_INUM) }
+    netns_by::<Typed>(sk)
+}
+
+#[inline(always)]
+unsafe fn netns_by<M: Mem>(sk: *const u8) -> u32 {
+    let net = M::ptr(sk, &f::SK_NET);
+    if net.is_null() { 0 } else { M::u32(net, &f::NET_INUM) }
 }
 
 /// The tcp_sock of a full TCP socket, typed; `None` for timewait and request sockets and for other protocols.
@@ -103,11 +110,35 @@ pub unsafe fn num(sk: *const u8) -> u16 {
 /// The tuple of any socket, timewait included, as a value on the stack (it is a map key).
 #[inline(always)]
 pub unsafe fn tuple(sk: *const u8, lport: u16) -> Tuple {
-    let rport = u16::from_be(Typed::u16(sk, &f::SK_DPORT));
-    let netns = netns(sk);
-    if family(sk) == AF_INET6 {
-        let (l0, l1) = (Typed::u64(sk, &f::SK_V6_RCV_SADDR), Typed::u64_hi(sk, &f::SK_V6_RCV_SADDR));
-        let (r0, r1) = (Typed::u64(sk, &f::SK_V6_DADDR), Typed::u64_hi(sk, &f::SK_V6_DADDR));
+    tuple_by::<Typed>(sk, lport)
+}
+
+/// The tuple of a connected internet stream socket that is only a number to the verifier; all zeros for any other, and for
+/// null.
+#[inline(always)]
+pub unsafe fn connected(sk: *const u8) -> Tuple {
+    if sk.is_null() || !is_connected(sk) {
+        return Tuple { laddr: [0; 4], raddr: [0; 4], lport: 0, rport: 0, netns: 0 };
+    }
+    // Of the inet_sock that it is: it outlives the unhashing.
+    tuple_by::<Probed>(sk, u16::from_be(Probed::u16(sk, &f::INET_SPORT)))
+}
+
+#[inline(always)]
+unsafe fn is_connected(sk: *const u8) -> bool {
+    let family = Probed::u16(sk, &f::SK_FAMILY);
+    (family == AF_INET || family == AF_INET6)
+        && Probed::u16(sk, &f::SK_TYPE) == SOCK_STREAM
+        && Probed::u8(sk, &f::SK_STATE) != state::LISTEN
+}
+
+#[inline(always)]
+unsafe fn tuple_by<M: Mem>(sk: *const u8, lport: u16) -> Tuple {
+    let rport = u16::from_be(M::u16(sk, &f::SK_DPORT));
+    let netns = netns_by::<M>(sk);
+    if M::u16(sk, &f::SK_FAMILY) == AF_INET6 {
+        let (l0, l1) = (M::u64(sk, &f::SK_V6_RCV_SADDR), M::u64_hi(sk, &f::SK_V6_RCV_SADDR));
+        let (r0, r1) = (M::u64(sk, &f::SK_V6_DADDR), M::u64_hi(sk, &f::SK_V6_DADDR));
         Tuple {
             laddr: [l0 as u32, (l0 >> 32) as u32, l1 as u32, (l1 >> 32) as u32],
             raddr: [r0 as u32, (r0 >> 32) as u32, r1 as u32, (r1 >> 32) as u32],
@@ -117,8 +148,8 @@ pub unsafe fn tuple(sk: *const u8, lport: u16) -> Tuple {
         }
     } else {
         Tuple {
-            laddr: [0, 0, MAPPED, Typed::u32(sk, &f::SK_RCV_SADDR)],
-            raddr: [0, 0, MAPPED, Typed::u32(sk, &f::SK_DADDR)],
+            laddr: [0, 0, MAPPED, M::u32(sk, &f::SK_RCV_SADDR)],
+            raddr: [0, 0, MAPPED, M::u32(sk, &f::SK_DADDR)],
             lport,
             rport,
             netns,

@@ -2,7 +2,6 @@
 //! registers, arm64 has them in an array, and keeps all but the first argument as they were.
 
 use super::mem::{Mem, Typed};
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use why502_ebpf::fields::{MISSING, globals as f};
 
 /// __USER32_CS of arch/x86/include/asm/segment.h: a system call of a 32-bit program, with numbers of its own.
@@ -26,11 +25,4 @@ pub unsafe fn arg2(regs: *const u8) -> u64 {
 #[inline(always)]
 pub unsafe fn arg3(regs: *const u8) -> u64 {
     Typed::u64(regs, &f::PT_ARG3)
-}
-
-/// Two bytes of `current`'s memory; 0 when they cannot be read.
-#[inline(always)]
-pub unsafe fn user_u16(at: *const u8) -> u16 {
-    let mut v = 0u16;
-    if bpf_probe_read_user((&raw mut v).cast(), 2, at.cast()) == 0 { v } else { 0 }
 }

@@ -3,13 +3,12 @@
 
 use super::cgroup;
 use super::mem::{Mem, Probed, Typed, kernel_ptr};
-use super::sock::state;
+use super::sock::{SOCK_STREAM, state};
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 use why502_ebpf::UNIX_PATH;
 use why502_ebpf::fields::globals as f;
 
 pub const AF_UNIX: u16 = 1;
-const SOCK_STREAM: u16 = 1;
 /// sizeof(sockaddr_un.sun_path); `sun_family` stands before it.
 const SUN_PATH: u64 = 108;
 const FAMILY_SIZE: u64 = 2;

@@ -5,7 +5,7 @@
 //! once, and userspace detaches it where it runs too often.
 
 use crate::emit::{count, emit};
-use crate::kernel::{arg, task};
+use crate::kernel::{arg, file, nginx, sock, task};
 use crate::maps;
 use aya_ebpf::macros::uprobe;
 use aya_ebpf::programs::ProbeContext;
@@ -33,6 +33,11 @@ unsafe fn run(ctx: &ProbeContext) {
     emit::<NginxErrorPage>(HOOK, kind::NGINX_ERROR_PAGE, |p| {
         put!(p, status = status as u32);
         put!(p, _reserved = 0);
+        let connection = nginx::connection(arg::register(ctx, 0));
+        put!(p, connection = if connection == 0 { 0 } else { nginx::number(connection) });
+        // Whose request it is: from the kernel's socket, nginx only says which of its own that is.
+        let sk = if connection == 0 { core::ptr::null() } else { file::sock_of(nginx::fd(connection)) };
+        sock::write_tuple(core::ptr::addr_of_mut!((*p).client), &sock::connected(sk));
         task::write_current(core::ptr::addr_of_mut!((*p).task))
     });
 }

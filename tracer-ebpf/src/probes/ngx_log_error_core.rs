@@ -5,7 +5,7 @@
 //! times for each request: what is less than an error returns at once, and userspace detaches it where it runs too often.
 
 use crate::emit::{count, emit};
-use crate::kernel::{arg, task};
+use crate::kernel::{arg, nginx, task};
 use crate::maps;
 use aya_ebpf::helpers::generated::bpf_probe_read_user_str;
 use aya_ebpf::macros::uprobe;
@@ -41,6 +41,7 @@ unsafe fn run(ctx: &ProbeContext) {
         put!(p, errno = arg::register(ctx, 2) as u32);
         let from = arg::register(ctx, 3);
         put!(p, format_at = from);
+        put!(p, connection = nginx::number_of_log(arg::register(ctx, 1)));
         let dst = core::ptr::addr_of_mut!((*p).format).cast::<u8>();
         let n = bpf_probe_read_user_str(dst.cast(), NGINX_FORMAT as u32, from as *const _);
         if n <= 0 {

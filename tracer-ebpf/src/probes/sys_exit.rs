@@ -6,7 +6,7 @@
 //! first two tests, and uncounted. Whether the socket is a stream does not show here.
 
 use crate::emit::count;
-use crate::kernel::{arg, syscall, unix};
+use crate::kernel::{arg, mem, syscall, unix};
 use crate::maps::CONNECT_NR;
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
@@ -34,7 +34,7 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     }
     count(HOOK, counter::SEEN);
     let (name, len) = (syscall::arg2(regs) as *const u8, syscall::arg3(regs) as u32);
-    if !super::connect_failed(result as i32) || syscall::user_u16(name) != unix::AF_UNIX {
+    if !super::connect_failed(result as i32) || mem::user::<u16>(name as u64) != unix::AF_UNIX {
         return count(HOOK, counter::UNINTERESTING);
     }
     super::refused(HOOK, result as i32, |dst| unix::write_user_sockaddr(dst, name, len.into()));

@@ -195,7 +195,7 @@ fn container<'t>(who: &'t Table, kind: &EventKind) -> Option<&'t ContainerInfo> 
         EventKind::UnixDropped(d) => socket(d.server_cgroup).or_else(|| task(&d.task)),
         EventKind::UnixRefused(r) => task(&r.task),
         EventKind::NginxLogged(l) => task(&l.task),
-        EventKind::NginxErrorPage { task: t, .. } => task(t),
+        EventKind::NginxErrorPage(p) => task(&p.task),
     }
 }
 
@@ -246,7 +246,7 @@ fn tasks(kind: &EventKind) -> Vec<&Task> {
         EventKind::UnixDropped(d) => vec![&d.task],
         EventKind::UnixRefused(r) => vec![&r.task],
         EventKind::NginxLogged(l) => vec![&l.task],
-        EventKind::NginxErrorPage { task, .. } => vec![task],
+        EventKind::NginxErrorPage(p) => vec![&p.task],
         EventKind::ResetSent(_) | EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => Vec::new(),
     }
 }
@@ -256,6 +256,7 @@ fn tuple(kind: &EventKind) -> Option<&Tuple> {
         EventKind::TcpState(s) => Some(&s.tuple),
         EventKind::ResetSent(r) => Some(&r.tuple),
         EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => Some(&n.tuple),
+        EventKind::NginxErrorPage(p) => p.client.as_ref(),
         _ => None,
     }
 }

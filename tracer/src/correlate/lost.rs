@@ -47,12 +47,14 @@ pub enum Conn {
         /// The server's socket, or the event where there is none: names the connection.
         id: u64,
     },
-    /// nginx's connection to its client, which is not known: only what nginx said is.
+    /// nginx's connection to its client: what nginx said tells of the loss, and nothing of the connection does.
     Hidden {
         /// nginx's.
         netns: u32,
         /// The event: names the loss.
         id: u64,
+        /// Where its socket could be read.
+        client: Option<Tuple>,
     },
 }
 
@@ -61,6 +63,13 @@ impl Lost {
         match &self.conn {
             Conn::Tcp(tuple) => Some(tuple),
             Conn::Unix { .. } | Conn::Hidden { .. } => None,
+        }
+    }
+    /// The ends of the connection, also of one that tells nothing of the loss.
+    pub fn ends(&self) -> Option<&Tuple> {
+        match &self.conn {
+            Conn::Hidden { client, .. } => client.as_ref(),
+            _ => self.tcp(),
         }
     }
     pub fn netns(&self) -> u32 {

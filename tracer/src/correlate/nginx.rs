@@ -7,7 +7,9 @@
 
 use super::answer::Closer;
 use super::lost::{Actor, Conn, ErrorMade, Evidence, Lost, Own, RefusedAt, errno};
-use crate::model::event::{BootNs, Event, EventId, EventKind, NginxLogged, ProcKey, Side, Task, Tuple, tcp};
+use crate::model::event::{
+    BootNs, Event, EventId, EventKind, NginxErrorPage, NginxLogged, ProcKey, Side, Task, Tuple, tcp,
+};
 use crate::model::incident::{Cause, Mechanism, Outcome};
 use std::collections::{BTreeMap, VecDeque};
 
@@ -121,6 +123,8 @@ pub struct Page {
     pub event: EventId,
     pub at: BootNs,
     pub status: u32,
+    /// Whose request it was, from nginx's side.
+    pub client: Option<Tuple>,
 }
 
 /// What became of the request after this attempt had failed.
@@ -197,7 +201,7 @@ impl Nginx {
     pub fn observe(&mut self, event: &Event) -> Option<Lost> {
         match &event.kind {
             EventKind::NginxLogged(l) => self.line(event, l),
-            EventKind::NginxErrorPage { task, status } => return self.page(event, task, *status),
+            EventKind::NginxErrorPage(p) => return self.page(event, p),
             EventKind::UnixRefused(r) => {
                 if self.unix.len() > MAX_ENTRIES {
                     self.unix.clear();
@@ -276,10 +280,11 @@ impl Nginx {
         }
     }
 
-    fn page(&mut self, event: &Event, task: &Task, status: u32) -> Option<Lost> {
+    fn page(&mut self, event: &Event, p: &NginxErrorPage) -> Option<Lost> {
+        let NginxErrorPage { task, status, connection, client } = p;
         let key = task.key();
-        let page = Page { event: event.id, at: event.at, status };
-        let last = self.last(&key).filter(|f| f.page.is_none())?;
+        let page = Page { event: event.id, at: event.at, status: *status, client: *client };
+        let last = self.last(&key).filter(|f| f.page.is_none() && !others(f.logged.connection, *connection))?;
         if event.at.saturating_sub(last.at) > DIRECT_NS {
             last.doubt |= event.at.saturating_sub(last.at) <= TURN_NS;
             return None;
@@ -289,7 +294,11 @@ impl Nginx {
         let failed = last.clone();
         // With no server left nginx answers for the attempt that failed just before.
         if why == Why::Own(Own::NoLive) {
-            let same = |f: &&mut Failed| Some(f.event) == failed.before && f.at.saturating_add(TURN_ALONE_NS) >= at;
+            let same = |f: &&mut Failed| {
+                Some(f.event) == failed.before
+                    && f.at.saturating_add(TURN_ALONE_NS) >= at
+                    && !others(f.logged.connection, *connection)
+            };
             let before = self.said.iter_mut().rev().find(same);
             if let Some(before) = before.filter(|f| f.page.is_none() && !matches!(f.why, Why::Own(_))) {
                 before.page = Some(page);
@@ -300,14 +309,14 @@ impl Nginx {
         Some(Lost {
             event: event.id,
             at: event.at,
-            conn: Conn::Hidden { netns: task.netns, id: event.id.0 },
+            conn: Conn::Hidden { netns: task.netns, id: event.id.0, client: *client },
             outcome: Outcome::ErrorMade,
             mechanism: if matches!(own, Own::Invalid(_)) { Mechanism::Protocol } else { Mechanism::LocalError },
             server: Some(Actor { key, task: Some(task.clone()), exiting: false }),
             sk_cgroup: task.cgroup,
             bytes_sent: 0,
             age_ms: None,
-            evidence: Evidence::ErrorMade(Box::new(ErrorMade { status, own, failed })),
+            evidence: Evidence::ErrorMade(Box::new(ErrorMade { status: *status, own, failed })),
         })
     }
 
@@ -419,6 +428,11 @@ fn push<T>(list: &mut VecDeque<T>, new: T, old: impl Fn(&T) -> bool) {
     while list.len() > MAX_ENTRIES || list.front().is_some_and(&old) {
         list.pop_front();
     }
+}
+
+/// A line and a page, or two lines, are about two clients: their connections are known, and not the same.
+fn others(a: Option<u64>, b: Option<u64>) -> bool {
+    a.zip(b).is_some_and(|(a, b)| a != b)
 }
 
 /// A connection that was there, and that its server ended.

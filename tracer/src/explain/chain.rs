@@ -13,7 +13,7 @@ use crate::correlate::lost::{
 use crate::correlate::nginx::{Failed, Page};
 use crate::correlate::stops::Command;
 use crate::identity::{ExecRef, Place, Process, Role};
-use crate::model::event::{BootNs, Cited, EventId, ProcKey, ResetSent, Task, TcpState};
+use crate::model::event::{BootNs, Cited, EventId, ProcKey, ResetSent, Task, TcpState, Tuple};
 use crate::model::incident::{Link, ProcessRef};
 
 pub use super::sender::{Sender, sender_kind, sender_text, trigger};
@@ -119,7 +119,8 @@ impl Chain {
 
     /// The error page that nginx made of a failure that another record shows.
     pub fn answered(&mut self, page: &Page, nginx: &Task, view: &View) {
-        let text = format!("nginx answered its client with {}", page.status);
+        let to = page.client.as_ref().map(to_client).unwrap_or_default();
+        let text = format!("nginx answered its client with {}{to}", page.status);
         let process = Some(process_ref(nginx, view));
         self.push(page.event, page.at, "nginx-error-page", BESIDE_PAGE, process, text);
     }
@@ -380,7 +381,10 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         Conn::Tcp(t) if t.remote_port == 0 => format!("from {}", t.remote_ip),
         Conn::Tcp(t) => format!("from {}", std::net::SocketAddr::new(t.remote_ip, t.remote_port)),
         Conn::Unix { path, .. } => format!("over unix:{path}"),
-        Conn::Hidden { .. } => return format!("{}: no connection of it shows a failure", what_happened(lost, server)),
+        Conn::Hidden { client, .. } => {
+            let to = client.as_ref().map(to_client).unwrap_or_default();
+            return format!("{}{to}: no connection of it shows a failure", what_happened(lost, server));
+        }
     };
     let happened = what_happened(lost, server);
     let detail = match &lost.evidence {
@@ -425,6 +429,11 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         Evidence::ErrorMade(_) => String::new(),
     };
     format!("{happened} ({peer}): {detail}")
+}
+
+/// ` (10.0.0.7:40312)`
+fn to_client(t: &Tuple) -> String {
+    format!(" ({})", std::net::SocketAddr::new(t.remote_ip, t.remote_port))
 }
 
 /// As a log of nginx has it.

@@ -67,8 +67,8 @@ pub fn assemble(
         },
         requester: layers::requester(lost, server, view),
         server: incident::Server {
-            ip: lost.tcp().map(|t| t.local_ip),
-            port: lost.tcp().map(|t| t.local_port),
+            ip: lost.ends().map(|t| t.local_ip),
+            port: lost.ends().map(|t| t.local_port),
             path: match &lost.conn {
                 Conn::Unix { path, .. } => Some(path.clone()),
                 Conn::Tcp(_) | Conn::Hidden { .. } => None,
@@ -163,7 +163,7 @@ fn id(boot_id: &str, lost: &Lost) -> String {
     let ends = match &lost.conn {
         Conn::Tcp(t) => format!("{}:{}|{}:{}|{}", t.local_ip, t.local_port, t.remote_ip, t.remote_port, t.netns),
         Conn::Unix { path, netns, id } => format!("{path}|{id}|{netns}"),
-        Conn::Hidden { netns, id } => format!("{id}|{netns}"),
+        Conn::Hidden { netns, id, .. } => format!("{id}|{netns}"),
     };
     let text = format!("{boot_id}|{}|{what}|{ends}", lost.at);
     format!("i-{:016x}", fnv(text.as_bytes()))

@@ -126,7 +126,7 @@ fn only_nginx(c: &ContainerInfo, lost: &Lost, view: &View) -> bool {
 
 /// The requesting end, as the incident names it.
 pub fn requester(lost: &Lost, server: &Server, view: &View) -> Requester {
-    let t = lost.tcp();
+    let t = lost.ends();
     let mut requester = Requester {
         ip: t.map(|t| t.remote_ip),
         // A connect that got no local port has none.

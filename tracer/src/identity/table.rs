@@ -130,7 +130,7 @@ impl Table {
             }
             EventKind::UnixRefused(r) => self.touch(&r.task, Known::Record, at),
             EventKind::NginxLogged(l) => self.touch(&l.task, Known::Record, at),
-            EventKind::NginxErrorPage { task, .. } => self.touch(task, Known::Record, at),
+            EventKind::NginxErrorPage(p) => self.touch(&p.task, Known::Record, at),
             EventKind::ResetReceived(_) | EventKind::SynRetransmitted(_) => {}
         }
     }

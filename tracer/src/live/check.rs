@@ -83,7 +83,7 @@ impl Own {
             EventKind::ResetSent(r) => ours(&r.tuple),
             EventKind::ResetReceived(n) | EventKind::SynRetransmitted(n) => ours(&n.tuple),
             EventKind::UnixDropped(_) | EventKind::UnixRefused(_) => unix::made(us, event),
-            EventKind::OomVictim { .. } | EventKind::NginxLogged(_) | EventKind::NginxErrorPage { .. } => false,
+            EventKind::OomVictim { .. } | EventKind::NginxLogged(_) | EventKind::NginxErrorPage(_) => false,
         }
     }
 }

@@ -38,7 +38,7 @@ pub(super) fn cgroups(event: &Event) -> Vec<(Hierarchy, u64)> {
         }
         EventKind::UnixRefused(r) => task(&r.task),
         EventKind::NginxLogged(l) => task(&l.task),
-        EventKind::NginxErrorPage { task: t, .. } => task(t),
+        EventKind::NginxErrorPage(p) => task(&p.task),
     }
     ids.retain(|(_, id)| *id != 0);
     ids

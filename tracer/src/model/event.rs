@@ -134,7 +134,7 @@ pub enum EventKind {
     UnixDropped(UnixDropped),
     UnixRefused(UnixRefused),
     NginxLogged(NginxLogged),
-    NginxErrorPage { task: Task, status: u32 },
+    NginxErrorPage(NginxErrorPage),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -372,4 +372,22 @@ pub struct NginxLogged {
     pub errno: u32,
     /// The printf format, of at most 96 bytes: `connect() failed`, `%V sent …`. Hostile.
     pub format: String,
+    /// nginx's own number of its client's connection, `*17` in the log: no two connections of one nginx have the same. Of a
+    /// line that is about no connection `None`, as in older recordings.
+    #[serde(default)]
+    pub connection: Option<u64>,
+}
+
+/// nginx answers a request by itself, with 500 to 504 (`ngx_http_special_response_handler()`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NginxErrorPage {
+    pub task: Task,
+    pub status: u32,
+    /// As [`NginxLogged::connection`]. Requests on one HTTP/2 connection share it.
+    #[serde(default)]
+    pub connection: Option<u64>,
+    /// The client's connection from nginx's side, as its socket has it. `None` where it is a unix socket or QUIC, where it
+    /// could not be read, and in older recordings.
+    #[serde(default)]
+    pub client: Option<Tuple>,
 }

@@ -128,10 +128,7 @@ pub fn decode(bytes: &[u8], id: EventId) -> Result<Event, DecodeError> {
         abi::kind::UNIX_DROPPED => EventKind::UnixDropped(unix_dropped(r)?),
         abi::kind::UNIX_REFUSED => EventKind::UnixRefused(unix_refused(r)?),
         abi::kind::NGINX_LOG => EventKind::NginxLogged(nginx_logged(r)?),
-        abi::kind::NGINX_ERROR_PAGE => {
-            fields!(r, abi::NginxErrorPage: status);
-            EventKind::NginxErrorPage { task: task(r.inner(offset_of!(abi::NginxErrorPage, task)))?, status }
-        }
+        abi::kind::NGINX_ERROR_PAGE => EventKind::NginxErrorPage(nginx_error_page(r)?),
         kind => return Err(DecodeError::UnknownKind { kind, len: bytes.len() }),
     };
     Ok(Event { id, at: ts, cpu, quality, kind })
@@ -375,11 +372,27 @@ fn unix_refused(r: Reader<'_>) -> Result<m::UnixRefused, DecodeError> {
 }
 
 fn nginx_logged(r: Reader<'_>) -> Result<m::NginxLogged, DecodeError> {
-    fields!(r, abi::NginxLog: level, errno, format_len);
+    fields!(r, abi::NginxLog: level, errno, format_len, connection);
     let (format, format_len): ([u8; abi::NGINX_FORMAT], u16) = (r.get(offset_of!(abi::NginxLog, format))?, format_len);
     let format = format.get(..format_len.into()).ok_or_else(|| r.bad("format_len", format_len))?;
     let task = task(r.inner(offset_of!(abi::NginxLog, task)))?;
-    Ok(m::NginxLogged { task, level, errno, format: text(format) })
+    Ok(m::NginxLogged { task, level, errno, format: text(format), connection: number(connection) })
+}
+
+fn nginx_error_page(r: Reader<'_>) -> Result<m::NginxErrorPage, DecodeError> {
+    fields!(r, abi::NginxErrorPage: status, connection);
+    let client = tuple(r.inner(offset_of!(abi::NginxErrorPage, client)))?;
+    Ok(m::NginxErrorPage {
+        task: task(r.inner(offset_of!(abi::NginxErrorPage, task)))?,
+        status,
+        connection: number(connection),
+        client: (client.remote_port != 0).then_some(client),
+    })
+}
+
+/// 0 is none.
+fn number(connection: u64) -> Option<u64> {
+    (connection != 0).then_some(connection)
 }
 
 /// A path up to its NUL. An abstract name begins with NUL and has no end but its length: each NUL is shown as `@`, as

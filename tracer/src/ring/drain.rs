@@ -140,7 +140,7 @@ pub fn hook_of(kind: &EventKind) -> &'static str {
         EventKind::UnixDropped(_) => hook::KFREE_SKB,
         EventKind::UnixRefused(_) => hook::UNIX_STREAM_CONNECT,
         EventKind::NginxLogged(_) => hook::NGX_LOG,
-        EventKind::NginxErrorPage { .. } => hook::NGX_ERROR_PAGE,
+        EventKind::NginxErrorPage(_) => hook::NGX_ERROR_PAGE,
     };
     HOOKS[row as usize].name
 }

@@ -211,7 +211,7 @@ pub fn kind(kind: &EventKind) -> &'static str {
         EventKind::UnixDropped(_) => "unix-dropped",
         EventKind::UnixRefused(_) => "unix-refused",
         EventKind::NginxLogged(_) => "nginx-logged",
-        EventKind::NginxErrorPage { .. } => "nginx-error-page",
+        EventKind::NginxErrorPage(_) => "nginx-error-page",
     }
 }
 

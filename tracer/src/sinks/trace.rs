@@ -78,8 +78,11 @@ pub fn line(event: &Event, context: Context<'_>) -> String {
                 _ = write!(out, ", errno {}", crate::explain::chain::errno(l.errno));
             }
         }
-        EventKind::NginxErrorPage { task, status } => {
-            _ = write!(out, "{} answers {}", process(task, paint), paint.red(&status.to_string()));
+        EventKind::NginxErrorPage(p) => {
+            _ = write!(out, "{} answers {}", process(&p.task, paint), paint.red(&p.status.to_string()));
+            if let Some(t) = &p.client {
+                _ = write!(out, " to {}", SocketAddr::new(t.remote_ip, t.remote_port));
+            }
         }
         EventKind::OomVictim { task } => {
             _ = write!(out, "{} {}", process(task, paint), paint.red("chosen by the OOM killer"));

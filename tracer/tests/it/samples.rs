@@ -184,8 +184,14 @@ pub(crate) fn events() -> Vec<Event> {
             level: 4,
             errno: 111,
             format: "connect() \u{1b}[2Jfailed".into(),
+            connection: Some(17),
         }),
-        EventKind::NginxErrorPage { task: task("nginx", 8597), status: 502 },
+        EventKind::NginxErrorPage(NginxErrorPage {
+            task: task("nginx", 8597),
+            status: 502,
+            connection: Some(17),
+            client: Some(tuple()),
+        }),
     ];
     for info in [SigInfo::None, SigInfo::Kernel, SigInfo::Real] {
         kinds.push(EventKind::SignalGenerated(signal(info)));

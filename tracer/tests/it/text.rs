@@ -247,7 +247,7 @@ fn events_as_lines() {
         "unix \"/run/php.sock\" closed with bytes unread by php-fpm8.2[8600/1]",
         "unix nginx[8597/1] connect(\"/run/php.sock\") = 111 (Connection refused)",
         r#"nginx[8597/1] logs error "connect() \x1b[2Jfailed", errno 111 (Connection refused)"#,
-        "nginx[8597/1] answers 502",
+        "nginx[8597/1] answers 502 to 10.0.9.2:51514",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_USER} from runc[8632] (host)",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_KERNEL} from the kernel in runc[8632] (host)",
         "nginx[8593/1] <-- SIGTERM {si_code=SI_USER, si_pid=0} from runc[8632] (host)",

@@ -1,7 +1,7 @@
 //! An edge nginx in another pod, by hand: what it says of the end of its connection belongs to the pod's incident.
 
 use super::{Node, S, exiting, fact, known, master, state, task};
-use crate::model::event::{EventKind, NginxLogged, Side, Task, TcpNotice, TcpState, Tuple, tcp};
+use crate::model::event::{EventKind, NginxErrorPage, NginxLogged, Side, Task, TcpNotice, TcpState, Tuple, tcp};
 use crate::model::{Incident, Input};
 
 const MS: u64 = 1_000_000;
@@ -63,7 +63,11 @@ fn cut(node: &mut Node) {
 
 fn says(node: &mut Node, at: u64) {
     let format = "upstream prematurely closed connection".to_string();
-    node.event(at, EventKind::NginxLogged(NginxLogged { task: edge(), level: 4, errno: 0, format }));
+    node.event(at, EventKind::NginxLogged(NginxLogged { task: edge(), level: 4, errno: 0, format, connection: None }));
+}
+
+fn page(task: Task) -> NginxErrorPage {
+    NginxErrorPage { task, status: 502, connection: None, client: None }
 }
 
 fn only(node: &mut Node) -> Incident {
@@ -83,7 +87,7 @@ fn the_page_of_an_edge_is_its_pods_incident() {
     cut(&mut node);
     says(&mut node, at);
     node.event(at + US, EventKind::TcpState(end(edge())));
-    node.event(at + 2 * US, EventKind::NginxErrorPage { task: edge(), status: 502 });
+    node.event(at + 2 * US, EventKind::NginxErrorPage(page(edge())));
     let i = only(&mut node);
     assert_eq!((i.response.status, i.response.source.as_str()), (Some(502), "nginx"));
     assert_eq!((i.requester.kind.as_str(), i.requester.known_by.as_deref()), ("edge", Some("sequence-numbers")));
@@ -107,7 +111,7 @@ fn a_page_of_another_connection_is_not() {
         cut(&mut node);
         says(&mut node, at);
         node.event(at + US, EventKind::TcpState(TcpState { tuple, ..end(edge()) }));
-        node.event(at + 2 * US + later, EventKind::NginxErrorPage { task: by, status: 502 });
+        node.event(at + 2 * US + later, EventKind::NginxErrorPage(page(by)));
         let i = only(&mut node);
         // With the same numbers it is the same connection, whatever the addresses.
         assert_eq!(i.response.status, (n == 0).then_some(502), "{n}: {i:#?}");

@@ -2,7 +2,9 @@
 
 use super::unix::{child, dropped, fpm, only, pod, refused, rules};
 use super::{Node, S, causes, exiting, late_data, state, syn_refused, task};
-use crate::model::event::{EventKind, NginxLogged, ResetSent, ResetSocket, Side, Task, TcpState, Tuple, tcp};
+use crate::model::event::{
+    EventKind, NginxErrorPage, NginxLogged, ResetSent, ResetSocket, Side, Task, TcpState, Tuple, tcp,
+};
 use crate::model::incident::{Mechanism, Outcome};
 use crate::model::input::{Carries, CarriesFact, LossFact, LossKind};
 use crate::model::{Cause, Input, Level};
@@ -11,11 +13,11 @@ const MS: u64 = 1_000_000;
 const US: u64 = 1_000;
 
 fn logged(errno: u32, format: &str) -> EventKind {
-    EventKind::NginxLogged(NginxLogged { task: task(), level: 4, errno, format: format.into() })
+    EventKind::NginxLogged(NginxLogged { task: task(), level: 4, errno, format: format.into(), connection: None })
 }
 
 fn page(status: u32) -> EventKind {
-    EventKind::NginxErrorPage { task: task(), status }
+    EventKind::NginxErrorPage(NginxErrorPage { task: task(), status, connection: None, client: None })
 }
 
 /// The worker's end of a connection to php-fpm over TCP.
@@ -78,7 +80,10 @@ fn neither_a_line_nor_a_page_alone_is_a_loss() {
     let mut node = pod(true);
     let other = Task { tgid: 8598, pid: 8598, ..task() };
     node.event(200 * S, logged(0, TOO_BIG));
-    node.event(200 * S + US, EventKind::NginxErrorPage { task: other, status: 502 });
+    node.event(
+        200 * S + US,
+        EventKind::NginxErrorPage(NginxErrorPage { task: other, status: 502, connection: None, client: None }),
+    );
     assert_eq!(causes(&node.said(true)), []);
     // Of another time.
     let mut node = pod(true);
@@ -279,6 +284,65 @@ fn nobody_is_asked_because_of_what_failed_before() {
     let said = node.said(true);
     assert_eq!((only(&said).cause, only(&said).confidence.value), (Cause::Unexplained, 0.0));
     assert!(only(&said).missing.iter().any(|m| m.fact == "upstream-failures"));
+}
+
+/// A client of the pod's nginx, from its side.
+fn client() -> Tuple {
+    let (local_ip, remote_ip) = ("10.9.0.2".parse().unwrap(), "10.9.0.1".parse().unwrap());
+    Tuple { local_ip, local_port: 80, remote_ip, remote_port: 40312, netns: task().netns }
+}
+
+fn line_of(number: u64, errno: u32, format: &str) -> EventKind {
+    let EventKind::NginxLogged(line) = logged(errno, format) else { unreachable!() };
+    EventKind::NginxLogged(NginxLogged { connection: Some(number), ..line })
+}
+
+fn page_of(number: u64, status: u32) -> EventKind {
+    EventKind::NginxErrorPage(NginxErrorPage { task: task(), status, connection: Some(number), client: Some(client()) })
+}
+
+#[test]
+fn the_client_of_what_only_nginx_tells() {
+    let mut node = pod(true);
+    node.event(200 * S, line_of(17, 0, TOO_BIG)).event(200 * S + US, page_of(17, 502));
+    let said = node.said(true);
+    let one = only(&said);
+    assert_eq!((one.requester.ip, one.requester.port), (Some(client().remote_ip), Some(40312)));
+    assert_eq!((one.server.ip, one.server.port), (Some(client().local_ip), Some(80)));
+    assert!(one.chain[0].text.contains("(10.9.0.1:40312)"), "{one:#?}");
+    // Of an attempt that its own records show it is told beside the explanation: its requester is nginx.
+    let mut node = pod(true);
+    node.event(200 * S, refused(11)).event(200 * S + US, line_of(17, 11, "connect() to %V failed"));
+    node.event(200 * S + 2 * US, page_of(17, 502));
+    let said = node.said(true);
+    let one = only(&said);
+    assert_eq!((one.response.status, one.requester.ip), (Some(502), None));
+    let page = one.chain.iter().find(|l| l.kind == "nginx-error-page").unwrap();
+    assert!(page.text.ends_with("502 (10.9.0.1:40312)"), "{one:#?}");
+}
+
+#[test]
+fn a_page_of_another_client_is_another_requests() {
+    let mut node = pod(true);
+    node.event(200 * S, line_of(17, 0, TOO_BIG)).event(200 * S + US, page_of(18, 503));
+    assert_eq!(causes(&node.said(true)), []);
+    // The attempt was repeated, and the next request of this worker was turned away.
+    let play = |number| {
+        let mut node = pod(true);
+        node.event(200 * S, refused(11)).event(200 * S + US, line_of(17, 11, "connect() to %V failed"));
+        node.event(200 * S + 2 * US, page_of(number, 503));
+        node.said(true).len()
+    };
+    assert_eq!((play(17), play(18)), (1, 0));
+    // Nor is the attempt before "no live upstreams" this request's, unless it has its number.
+    let play = |number| {
+        let mut node = pod(true);
+        node.event(200 * S, refused(11)).event(200 * S + US, line_of(number, 11, "connect() to %V failed"));
+        node.event(200 * S + 2 * US, line_of(18, 0, "no live upstreams")).event(200 * S + 3 * US, page_of(18, 502));
+        node.said(true).iter().map(|i| i.outcome).collect::<Vec<_>>()
+    };
+    assert_eq!(play(18), [Outcome::Refused]);
+    assert_eq!(play(17), [Outcome::ErrorMade]);
 }
 
 #[test]

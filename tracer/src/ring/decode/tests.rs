@@ -114,6 +114,7 @@ fn nginx_log(format: &[u8], format_len: u16) -> Record {
     use abi::NginxLog as T;
     let mut r = Record::new::<T>(abi::kind::NGINX_LOG, 0);
     r.task(offset_of!(T, task), 70).u32(offset_of!(T, level), 4).u32(offset_of!(T, errno), 111);
+    r.u64(offset_of!(T, connection), 17);
     r.put(offset_of!(T, format_len), &format_len.to_ne_bytes()).put(offset_of!(T, format), format);
     r
 }
@@ -121,7 +122,8 @@ fn nginx_log(format: &[u8], format_len: u16) -> Record {
 fn nginx_error_page() -> Record {
     use abi::NginxErrorPage as T;
     let mut r = Record::new::<T>(abi::kind::NGINX_ERROR_PAGE, 0);
-    r.task(offset_of!(T, task), 80).u32(offset_of!(T, status), 502);
+    r.task(offset_of!(T, task), 80).u32(offset_of!(T, status), 502).u64(offset_of!(T, connection), 17);
+    r.tuple(offset_of!(T, client), MAPPED, V6);
     r
 }
 
@@ -436,7 +438,13 @@ fn unix_paths() {
 
 #[test]
 fn what_nginx_logs_and_answers() {
-    let want = m::NginxLogged { task: want_task(70), level: 4, errno: 111, format: "connect() failed".into() };
+    let want = m::NginxLogged {
+        task: want_task(70),
+        level: 4,
+        errno: 111,
+        format: "connect() failed".into(),
+        connection: Some(17),
+    };
     assert_eq!(nginx_log(b"connect() failed\0junk", 16).decode().kind, EventKind::NginxLogged(want));
     let full = nginx_log(&[b'x'; abi::NGINX_FORMAT], 96).decode().kind;
     assert!(matches!(full, EventKind::NginxLogged(l) if l.format == "x".repeat(96)));
@@ -444,6 +452,12 @@ fn what_nginx_logs_and_answers() {
     assert!(matches!(none, EventKind::NginxLogged(l) if l.format.is_empty()));
     let too_long = DecodeError::BadValue { what: "nginx_log", field: "format_len", value: 97 };
     assert_eq!(nginx_log(b"x", 97).error(), too_long);
-    let want = EventKind::NginxErrorPage { task: want_task(80), status: 502 };
-    assert_eq!(nginx_error_page().decode().kind, want);
+    let page = |connection, client| {
+        EventKind::NginxErrorPage(m::NginxErrorPage { task: want_task(80), status: 502, connection, client })
+    };
+    let mut record = nginx_error_page();
+    assert_eq!(record.decode().kind, page(Some(17), Some(want_tuple())));
+    record.u64(offset_of!(abi::NginxErrorPage, connection), 0);
+    record.put(offset_of!(abi::NginxErrorPage, client), &[0; size_of::<abi::Tuple>()]);
+    assert_eq!(record.decode().kind, page(None, None), "what the probe could not read");
 }
