@@ -5,14 +5,14 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal::SIGTERM;
-use why502::model::incident::{Cause, Outcome};
-use why502_tests::guard::{self, wait};
+use why502::model::incident::{Cause, Mechanism, Outcome};
+use why502_tests::guard::{self, run, wait};
 use why502_tests::ledger::Comparison;
 use why502_tests::load::{LoadConf, Progress};
 use why502_tests::nginx::NginxConf;
 use why502_tests::php::{FpmConf, FpmListen};
 use why502_tests::scene::{LIMIT, Loads, Scene, Watch};
-use why502_tests::site::{Site, SiteConf};
+use why502_tests::site::{Site, SiteConf, Territory};
 use why502_tests::tracer::Said;
 
 /// Answers of each kind that are waited for.
@@ -125,6 +125,41 @@ fn what_another_server_answers_is_not_lost() -> Result<()> {
     // The attempts were seen, and told as what they are.
     let told = said.stderr.iter().any(|line| line.contains("nginx repeated elsewhere"));
     ensure!(told, "no attempt failed: {}", said.stderr.join("\n"));
+    Ok(())
+}
+
+/// connect() says so at once, and no socket shows anything: of a route that says that nobody is there, and of none at all.
+#[test]
+fn no_way_leads_to_a_server() -> Result<()> {
+    if let Some(why) = why_not() {
+        println!("skipped: {why}");
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let play_with = |name: &str, route: &str, servers: &str, cause| -> Result<(Comparison, Said, Territory)> {
+        let nginx = NginxConf { servers: Some(servers.into()), ..NginxConf::default() };
+        let site = site(FpmListen::Tcp(9000), nginx)?;
+        run("ip", &["-n", &site.pod.netns.name, "route", "add", route, "198.51.100.1"])?;
+        let ours = site.territory();
+        let (result, said) = play(name, site, "/fast.php", cause)?;
+        Ok((result, said, ours))
+    };
+    for (name, route, errno) in [
+        ("unreachable", "unreachable", "113 (No route to host)"),
+        ("no route", "throw", "101 (Network is unreachable)"),
+    ] {
+        let (result, said, ours) = play_with(name, route, "server 198.51.100.1:9000;", &[Cause::PodNetworkGone])?;
+        ensure!(result.lost_total() as u64 >= ANSWERS, "{result}");
+        names_its_clients(&result)?;
+        for i in said.incidents.iter().filter(|i| ours.owns(None, i.server.netns)) {
+            ensure!((i.mechanism, i.response.status) == (Mechanism::NetworkGone, Some(502)), "{i:#?}");
+            ensure!(i.summary.contains(errno), "{errno}: {i:#?}");
+        }
+    }
+    // Who meets it first is answered by the other server.
+    let servers = "server 198.51.100.1:9000 max_fails=0; server 127.0.0.1:9000 max_fails=0;";
+    let (result, ..) = play_with("no way to one of two", "unreachable", servers, &[])?;
+    ensure!(result.lost_total() == 0, "{result}");
     Ok(())
 }
 

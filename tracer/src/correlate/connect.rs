@@ -2,26 +2,21 @@
 
 use super::detect::{SAME_CLOSE_NS, listener_closed, of_a_dead_pod};
 use super::history::History;
-use super::lost::{Actor, Conn, Evidence, Lost, NotConnected, RefusedAt};
+use super::lost::{Actor, Conn, Evidence, Lost, NotConnected, RefusedAt, errno};
 use crate::identity::{ListenState, Process, Role, ServerKind, Table};
 use crate::model::event::{Event, Task, TcpState, Tuple, tcp};
 use crate::model::incident::{Mechanism, Outcome};
 
-/// errno values that `sk_err` takes, include/uapi/asm-generic/errno.h.
-const ENETUNREACH: u32 = 101;
-const ECONNREFUSED: u32 = 111;
-const EHOSTUNREACH: u32 = 113;
-
 /// `s`: a client's socket that went from SYN_SENT to CLOSE.
 pub fn failed(event: &Event, s: &TcpState, table: &Table, history: &History) -> Option<Lost> {
     match s.sk_err {
-        ECONNREFUSED => refused(event, s, table, history),
+        errno::CONNREFUSED => refused(event, s, table, history),
         0 if s.tuple.local_port == 0 => by_nginx(&s.task, table).then(|| {
             let actor = Actor { key: s.task.key(), task: Some(s.task.clone()), exiting: false };
             lost(event, s, Mechanism::LocalError, NotConnected::NoPort, Some(actor))
         }),
         0 if s.total_retrans > 0 => given_up(event, s, table, history),
-        EHOSTUNREACH | ENETUNREACH => {
+        errno::HOSTUNREACH | errno::NETUNREACH => {
             let (process, alone) = nginx_of_socket(s, table)?;
             let actor = Actor { key: process.key, task: None, exiting: false };
             let why = NotConnected::Unreachable { alone };

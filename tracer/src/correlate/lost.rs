@@ -11,9 +11,12 @@ pub mod errno {
     pub const NOENT: u32 = 2;
     pub const AGAIN: u32 = 11;
     pub const PIPE: u32 = 32;
+    pub const ADDRNOTAVAIL: u32 = 99;
+    pub const NETUNREACH: u32 = 101;
     pub const CONNRESET: u32 = 104;
     pub const TIMEDOUT: u32 = 110;
     pub const CONNREFUSED: u32 = 111;
+    pub const HOSTUNREACH: u32 = 113;
 }
 
 #[derive(Clone, Debug)]
@@ -70,6 +73,21 @@ impl Lost {
         match &self.conn {
             Conn::Hidden { client, .. } => client.as_ref(),
             _ => self.tcp(),
+        }
+    }
+    /// An attempt of nginx that ended before it had left: one without a port, or a way.
+    pub fn no_connect(&self) -> bool {
+        match &self.evidence {
+            Evidence::NotConnected { why, .. } => matches!(why, NotConnected::NoPort),
+            Evidence::ErrorMade(made) => made.failed.no_connect(),
+            _ => false,
+        }
+    }
+    /// The worker, where only its words tell of such an attempt.
+    pub fn said_by(&self) -> Option<&Task> {
+        match &self.evidence {
+            Evidence::ErrorMade(made) => Some(&made.failed.logged.task).filter(|_| made.failed.no_connect()),
+            _ => None,
         }
     }
     pub fn netns(&self) -> u32 {
@@ -171,6 +189,10 @@ pub enum Own {
     NoLive,
     /// The upstream has no address.
     Unresolved,
+    /// connect() said at once that no way leads there: ENETUNREACH, EHOSTUNREACH.
+    NoWay { errno: u32 },
+    /// connect() said at once EADDRNOTAVAIL, and not for want of a port: there was no address to connect from.
+    NoAddress,
 }
 
 /// Why a connect failed.

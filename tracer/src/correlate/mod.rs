@@ -327,10 +327,10 @@ impl Engine {
         }
         let stop = self.world.stops.of(server.master, lost.at);
         let incident = explain::explain(lost, &view, decided_at, stop.as_deref());
-        if server.kind == explain::server::Kind::PhpFpm {
+        if server.kind == explain::server::Kind::PhpFpm || lost.no_connect() {
             let upshot = explain::upshot(lost, &view);
             let passed_on = matches!(upshot, Upshot::PassedOn { .. });
-            if let Some(nginx) = upshot.nginx().map(|task| task.ppid) {
+            if let Some(nginx) = upshot.nginx().or_else(|| lost.said_by()).map(|task| task.ppid) {
                 self.world.nginx.decided(nginx, lost, incident.cause, incident.sub_cause.as_deref());
             }
             if passed_on {

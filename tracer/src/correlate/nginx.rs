@@ -6,7 +6,7 @@
 //! request that failed in nginx alone is a loss of its own ([`Nginx::observe`]).
 
 use super::answer::Closer;
-use super::lost::{Actor, Conn, ErrorMade, Evidence, Lost, Own, RefusedAt, errno};
+use super::lost::{Actor, Conn, ErrorMade, Evidence, Lost, NotConnected, Own, RefusedAt, errno};
 use crate::model::event::{
     BootNs, Event, EventId, EventKind, NginxErrorPage, NginxLogged, ProcKey, Side, Task, Tuple, tcp,
 };
@@ -36,6 +36,8 @@ pub enum Why {
     Refused,
     /// EAGAIN of a unix socket.
     Full,
+    /// There was no local port.
+    NoPort,
     /// The connection ended before the answer.
     Ended,
     TimedOut,
@@ -52,6 +54,11 @@ impl Why {
         match errno {
             errno::CONNREFUSED | errno::NOENT if begins(&["connect()"]) => return Why::Refused,
             errno::AGAIN if begins(&["connect()"]) => return Why::Full,
+            // At once, by connect() itself; what becomes known later has no "to".
+            errno::ADDRNOTAVAIL if begins(&["connect() to"]) => return Why::NoPort,
+            errno::NETUNREACH | errno::HOSTUNREACH if begins(&["connect() to"]) => {
+                return Why::Own(Own::NoWay { errno });
+            }
             errno::PIPE | errno::CONNRESET if begins(&io) => return Why::Ended,
             errno::TIMEDOUT if begins(&["upstream timed out", "connect()", "recv()", "readv()"]) => {
                 return Why::TimedOut;
@@ -95,7 +102,7 @@ pub struct Failed {
     pub page: Option<Page>,
     /// The connection that it closed between the two, from its own end, and what had come on it.
     pub upstream: Option<(Tuple, Came)>,
-    /// The failed connect that the line is about.
+    /// The failed connect that the line is about, by its own record.
     refused: Option<EventId>,
     /// The line before it, of the same worker.
     before: Option<EventId>,
@@ -112,6 +119,11 @@ pub struct Came {
 }
 
 impl Failed {
+    /// connect() failed at once, and no other record shows it.
+    pub fn no_connect(&self) -> bool {
+        matches!(self.why, Why::Own(Own::NoWay { .. } | Own::NoAddress))
+    }
+
     /// No page of it was seen, nor one that may be its.
     pub fn without_page(&self) -> bool {
         self.page.is_none() && !self.doubt
@@ -232,7 +244,7 @@ impl Nginx {
 
     fn line(&mut self, event: &Event, l: &NginxLogged) {
         let key = l.task.key();
-        let why = Why::of(l.errno, &l.format);
+        let mut why = Why::of(l.errno, &l.format);
         // Lines about nothing that failed, such as what php writes to stderr, come between the others.
         if why == Why::Other {
             return;
@@ -240,7 +252,12 @@ impl Nginx {
         let refused = self
             .unix
             .remove(&key)
-            .filter(|(_, at)| matches!(why, Why::Refused | Why::Full) && event.at.saturating_sub(*at) <= DIRECT_NS);
+            .filter(|(_, at)| matches!(why, Why::Refused | Why::Full) && event.at.saturating_sub(*at) <= DIRECT_NS)
+            .map(|(event, _)| event);
+        let without_port = self.without_port(&key, event.at).filter(|_| why == Why::NoPort);
+        if why == Why::NoPort && without_port.is_none() {
+            why = Why::Own(Own::NoAddress);
+        }
         let before = self.last(&key).map(|f| f.event);
         let failed = Failed {
             event: event.id,
@@ -249,7 +266,7 @@ impl Nginx {
             logged: l.clone(),
             page: None,
             upstream: None,
-            refused: refused.map(|(event, _)| event),
+            refused: refused.or(without_port),
             before,
             doubt: false,
         };
@@ -260,6 +277,13 @@ impl Nginx {
         let all = self.said.len() as u64 + 1;
         push(&mut self.said, failed, |f| f.at.saturating_add(KEEP_NS) < event.at);
         self.first += all - self.said.len() as u64;
+    }
+
+    /// The worker's connect that has just got no port.
+    fn without_port(&self, worker: &ProcKey, at: BootNs) -> Option<EventId> {
+        let near = |c: &&Connect| at.saturating_sub(c.at) <= DIRECT_NS;
+        let its = |c: &&Connect| c.task == *worker && c.tuple.local_port == 0;
+        self.connects.iter().rev().take_while(near).find(its).map(|c| c.event)
     }
 
     /// This worker's last line.
@@ -290,8 +314,8 @@ impl Nginx {
             return None;
         }
         last.page = Some(page);
-        let (why, at) = (last.why, last.at);
-        let failed = last.clone();
+        let (mut why, at) = (last.why, last.at);
+        let mut failed = last.clone();
         // With no server left nginx answers for the attempt that failed just before.
         if why == Why::Own(Own::NoLive) {
             let same = |f: &&mut Failed| {
@@ -300,18 +324,33 @@ impl Nginx {
                     && !others(f.logged.connection, *connection)
             };
             let before = self.said.iter_mut().rev().find(same);
-            if let Some(before) = before.filter(|f| f.page.is_none() && !matches!(f.why, Why::Own(_))) {
-                before.page = Some(page);
-                return None;
+            match before.filter(|f| f.page.is_none()) {
+                Some(before) if !matches!(before.why, Why::Own(_)) => {
+                    before.page = Some(page);
+                    return None;
+                }
+                Some(before) if before.no_connect() => {
+                    before.page = Some(page);
+                    (why, failed) = (before.why, before.clone());
+                }
+                _ => {}
             }
         }
         let Why::Own(own) = why else { return None };
+        // nginx connects for itself as well, to where names are resolved: such lines are about no client.
+        if failed.no_connect() && failed.logged.connection != *connection {
+            return None;
+        }
         Some(Lost {
             event: event.id,
             at: event.at,
             conn: Conn::Hidden { netns: task.netns, id: event.id.0, client: *client },
             outcome: Outcome::ErrorMade,
-            mechanism: if matches!(own, Own::Invalid(_)) { Mechanism::Protocol } else { Mechanism::LocalError },
+            mechanism: match own {
+                Own::Invalid(_) => Mechanism::Protocol,
+                Own::NoWay { .. } => Mechanism::NetworkGone,
+                Own::NoLive | Own::Unresolved | Own::NoAddress => Mechanism::LocalError,
+            },
             server: Some(Actor { key, task: Some(task.clone()), exiting: false }),
             sk_cgroup: task.cgroup,
             bytes_sent: 0,
@@ -332,7 +371,7 @@ impl Nginx {
     pub fn upshot(&self, lost: &Lost) -> Upshot<'_> {
         let near = |at: BootNs| at.saturating_add(AROUND_NS) >= lost.at && at <= lost.at.saturating_add(TURN_NS);
         match &lost.evidence {
-            Evidence::UnixRefused { .. } => {
+            Evidence::UnixRefused { .. } | Evidence::NotConnected { why: NotConnected::NoPort, .. } => {
                 let Some(failed) = self.said.iter().rev().find(|f| f.refused == Some(lost.event)) else {
                     return Upshot::Unknown;
                 };
@@ -535,6 +574,11 @@ mod tests {
             (2, "connect() to %V failed", Why::Refused),
             (11, "connect() to %V failed", Why::Full),
             (113, "connect() failed", Why::Other),
+            (113, "connect() to %V failed", Why::Own(Own::NoWay { errno: 113 })),
+            (101, "connect() to %V failed", Why::Own(Own::NoWay { errno: 101 })),
+            (101, "send() failed", Why::Other),
+            (99, "connect() to %V failed", Why::NoPort),
+            (99, "bind(%V) failed", Why::Other),
             (104, "recv() failed", Why::Ended),
             (104, "readv() failed", Why::Ended),
             (32, "writev() failed", Why::Ended),

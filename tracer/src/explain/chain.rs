@@ -442,6 +442,7 @@ pub fn errno(error: u32) -> String {
         2 => "2 (No such file or directory)".into(),
         11 => "11 (Resource temporarily unavailable)".into(),
         13 => "13 (Permission denied)".into(),
+        99 => "99 (Cannot assign requested address)".into(),
         101 => "101 (Network is unreachable)".into(),
         111 => "111 (Connection refused)".into(),
         113 => "113 (No route to host)".into(),

@@ -1,11 +1,11 @@
 //! What nginx said itself of a request that it could not pass on: where that is all there is, where it asked nobody because
 //! of earlier failures, and where it settles what a failed attempt came to.
 
-use super::chain::Chain;
+use super::chain::{Chain, errno as errno_text};
 use super::confidence::Confidence;
 use super::server::Server;
 use super::{Finding, View, layers};
-use crate::correlate::lost::{ErrorMade, Lost, Own};
+use crate::correlate::lost::{self, ErrorMade, Lost, Own};
 use crate::correlate::nginx::Upshot;
 use crate::model::incident::{Cause, Missing, Trigger};
 use crate::model::input::{HookState, HookStatus};
@@ -46,13 +46,44 @@ pub fn own(lost: &Lost, made: &ErrorMade, server: &Server, view: &View) -> Findi
             "nginx resolves names itself: what became of its question is not seen",
             format!("nginx had no address of its upstream (\"{reason}\") and answered {status}: why is not known"),
         ),
+        Own::NoWay { errno } => no_way(errno, status),
+        Own::NoAddress => unexplained(
+            "local-address",
+            "that there was no port would have been seen: no address of nginx's own fits its upstream's, or the line is another's",
+            format!(
+                "nginx had no address of its own to connect to its upstream from, and answered {status}: why is not known"
+            ),
+        ),
     };
     let sub_cause = match made.own {
         Own::Invalid(sub_cause) => Some(sub_cause),
+        Own::NoWay { .. } => None,
+        Own::NoAddress => Some("no-local-address"),
         Own::NoLive => Some("no-live-upstreams"),
         Own::Unresolved => Some("name-not-resolved"),
     };
     Finding { cause, sub_cause, trigger: Trigger::Unknown, chain, confidence, summary, missing }
+}
+
+/// connect() knew at once that no way leads to the upstream's address, which nginx's line would only name as text.
+fn no_way(errno: u32, status: u32) -> (Cause, Confidence, String, Vec<Missing>) {
+    let mut confidence = Confidence::of(0.9);
+    confidence.because("what took the way to that address away was not seen: a pod's network, or another part of it");
+    if errno == lost::errno::NETUNREACH {
+        confidence.cap(
+            0.8,
+            "to an address of a family that nginx's pod has none of there never was a way: it fails the same way",
+        );
+    }
+    let summary = format!(
+        "no way leads from nginx's pod to its upstream: connect() failed at once with {}, and nginx answered {status}",
+        errno_text(errno)
+    );
+    let missing = vec![Missing {
+        fact: "network".into(),
+        effect: "the end of a network is no event: whether the way was there before, and to whom, is not known".into(),
+    }];
+    (Cause::PodNetworkGone, confidence, summary, missing)
 }
 
 /// nginx asked nobody: the finding is of the failure after which it left its last server alone.

@@ -346,6 +346,83 @@ fn a_page_of_another_client_is_another_requests() {
 }
 
 #[test]
+fn no_way_leads_to_the_upstream() {
+    let said_of = |errno: u32, format: &str, line: u64, page: u64| {
+        let mut node = pod(true);
+        node.event(200 * S, line_of(line, errno, format)).event(200 * S + US, page_of(page, 502));
+        node.said(true)
+    };
+    for (errno, at_most) in [(113, 0.9), (101, 0.8)] {
+        let said = said_of(errno, "connect() to %V failed", 17, 17);
+        let i = only(&said);
+        assert_eq!(
+            (i.cause, i.mechanism, i.outcome),
+            (Cause::PodNetworkGone, Mechanism::NetworkGone, Outcome::ErrorMade)
+        );
+        assert!((i.confidence.value - at_most).abs() < 1e-9, "{i:#?}");
+        assert_eq!((i.requester.port, i.response.status), (Some(40312), Some(502)));
+        assert!(i.chain.iter().any(|l| l.rule == "nginx-said-why"), "{i:#?}");
+    }
+    // Known only later: then the socket shows it. Of nobody's request, and of another's.
+    assert_eq!(causes(&said_of(113, "connect() failed", 17, 17)), []);
+    assert_eq!(causes(&said_of(101, "connect() to %V failed", 18, 17)), []);
+    let mut node = pod(true);
+    node.event(200 * S, logged(101, "connect() to %V failed")).event(200 * S + US, page_of(17, 502));
+    assert_eq!(causes(&node.said(true)), []);
+    // Another server was asked: nothing is lost, whatever becomes of the next request.
+    let mut node = pod(true);
+    node.event(200 * S, line_of(17, 113, "connect() to %V failed"));
+    node.event(200 * S + MS, line_of(18, 0, TOO_BIG)).event(200 * S + MS + US, page_of(18, 502));
+    assert_eq!(causes(&node.said(true)), [Cause::UpstreamResponseInvalid]);
+    // And when none is left of them: the request that met the last, and one that nginx asks nobody for.
+    let mut node = pod(true);
+    node.event(200 * S, line_of(17, 113, "connect() to %V failed"));
+    node.event(200 * S + US, line_of(17, 0, "no live upstreams")).event(200 * S + 2 * US, page_of(17, 502));
+    node.event(201 * S, line_of(18, 0, "no live upstreams")).event(201 * S + US, page_of(18, 502));
+    let said = node.said(true);
+    assert_eq!(causes(&said), [Cause::PodNetworkGone; 2]);
+    assert!(said[1].confidence.value <= 0.8 && said[1].summary.contains("without asking anybody"), "{:#?}", said[1]);
+}
+
+#[test]
+fn a_connect_without_a_port_has_its_line_and_its_page() {
+    let connect = |at: u64, node: &mut Node| {
+        let ends = to_php(0);
+        let state = TcpState {
+            oldstate: tcp::SYN_SENT,
+            newstate: tcp::CLOSE,
+            side: Side::Client,
+            tuple: ends,
+            task: task(),
+            ..state()
+        };
+        node.event(at, EventKind::TcpState(state));
+    };
+    let line = |number| line_of(number, 99, "connect() to %V failed");
+    let mut node = pod(true);
+    connect(200 * S, &mut node);
+    node.event(200 * S + US, line(17)).event(200 * S + 2 * US, page_of(17, 502));
+    let said = node.said(true);
+    let i = only(&said);
+    assert_eq!((i.cause, i.confidence.level), (Cause::EphemeralPortsExhausted, Level::Certain));
+    assert_eq!((i.outcome, i.response.status), (Outcome::Refused, Some(502)));
+    // No page: another server answered. Without uprobes nothing is known of that.
+    let mut node = pod(true);
+    connect(200 * S, &mut node);
+    node.event(200 * S + US, line(17));
+    assert_eq!(causes(&node.said(true)), []);
+    let mut node = pod(true);
+    connect(200 * S, &mut node);
+    assert_eq!(causes(&node.said(true)), [Cause::EphemeralPortsExhausted]);
+    // No socket of this worker was left without a port just before: it is something else.
+    let mut node = pod(true);
+    node.event(200 * S + US, line(17)).event(200 * S + 2 * US, page_of(17, 502));
+    let said = node.said(true);
+    let i = only(&said);
+    assert_eq!((i.cause, i.sub_cause.as_deref()), (Cause::Unexplained, Some("no-local-address")));
+}
+
+#[test]
 fn a_timeout_is_nobodys_death() {
     let closes = |side, newstate, tuple: Tuple, by: Task| {
         EventKind::TcpState(TcpState {
