@@ -17,9 +17,12 @@ pub mod explain;
 pub mod identity;
 pub mod kernel;
 pub mod live;
+pub mod metrics;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
 pub mod model;
 pub mod probes;
 pub mod ring;
+pub mod serve;
 pub mod sinks;
 pub mod sources;
+pub mod store;

@@ -360,6 +360,15 @@ impl Live {
         (out, Totals { hooks, events: self.next_id - 1, hz: self.hz.rate() })
     }
 
+    /// What the probes counted so far, and the time that they took.
+    pub fn so_far(&self) -> Result<Vec<HookTotals>, aya::maps::MapError> {
+        let mut totals = self.counters.totals(&self.probes.recursion_misses())?;
+        for (hook, run_ns) in totals.iter_mut().zip(self.probes.run_times()) {
+            hook.run_ns = run_ns;
+        }
+        Ok(totals)
+    }
+
     /// Names of `enum sk_rst_reason` on this kernel, without their prefix; empty before 6.10.
     pub fn reset_reasons(&self) -> &BTreeMap<u32, String> {
         &self.reasons

@@ -43,6 +43,8 @@ pub(super) struct View<'a> {
     pub(super) summary: &'a mut Summary,
     /// Names of the running kernel's reset reasons, by number.
     pub(super) reset_reasons: &'a BTreeMap<u32, String>,
+    /// The source itself; `None` for the last inputs, when its probes are detached.
+    pub(super) live: Option<&'a Live>,
 }
 
 /// Runs until Ctrl-C, SIGTERM, the wished time or `each` ends it; then the probes are detached, the last inputs are
@@ -66,11 +68,11 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
     };
     let reset_reasons = live.reset_reasons().clone();
     let mut summary = Summary::default();
-    let mut feed = |input: &Input, summary: &mut Summary| {
+    let mut feed = |input: &Input, summary: &mut Summary, live: Option<&Live>| {
         summary.input(input);
-        let mut next = each(input, View { summary: &mut *summary, reset_reasons: &reset_reasons });
+        let mut next = each(input, View { summary: &mut *summary, reset_reasons: &reset_reasons, live });
         for more in specs.after(input) {
-            let view = View { summary: &mut *summary, reset_reasons: &reset_reasons };
+            let view = View { summary: &mut *summary, reset_reasons: &reset_reasons, live };
             next = next.and_then(|_| each(&more, view));
         }
         // After the command: at `ready` a recording is on the disk.
@@ -90,7 +92,7 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
         };
         live.take_warnings().iter().for_each(say);
         for input in &batch {
-            match feed(input, &mut summary) {
+            match feed(input, &mut summary, Some(&live)) {
                 Ok(ControlFlow::Continue(())) => {}
                 Ok(ControlFlow::Break(())) => break 'all,
                 Err(err) => {
@@ -103,7 +105,7 @@ async fn observe(wish: Wish, mut each: impl FnMut(&Input, View<'_>) -> Next) -> 
     let (last, totals) = live.stop();
     for input in &last {
         if result.is_ok() {
-            result = feed(input, &mut summary).map(drop);
+            result = feed(input, &mut summary, None).map(drop);
         }
     }
     summary.answered = Some(totals.hooks.iter().map(|hook| hook.answered).sum());

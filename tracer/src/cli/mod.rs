@@ -5,12 +5,14 @@ mod completions;
 mod doctor;
 mod explain;
 mod host;
+mod incidents;
 mod judge;
 mod kube;
 mod live;
 mod output;
 mod record;
 mod runtime;
+mod serve;
 mod specs;
 mod summary;
 mod trace;
@@ -44,6 +46,8 @@ enum Command {
     Trace(trace::Args),
     Record(record::Args),
     Explain(explain::Args),
+    Serve(serve::Args),
+    Incidents(incidents::Args),
     Check(check::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -69,6 +73,8 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Trace(args) => trace::run(args),
         Command::Record(args) => record::run(args),
         Command::Explain(args) => explain::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Incidents(args) => incidents::run(args),
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),

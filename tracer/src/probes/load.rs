@@ -158,9 +158,18 @@ impl Probes {
     /// before, and for programs that are not loaded). kernel/bpf/syscall.c, `bpf_prog_show_fdinfo()`: /proc says it
     /// without the rights that BPF_OBJ_GET_INFO_BY_FD wants and in every kernel's layout.
     pub fn recursion_misses(&self) -> Vec<Option<u64>> {
+        self.statistics(misses)
+    }
+
+    /// Nanoseconds that each program ran, while kernel.bpf_stats_enabled was on; `None` when it never was.
+    pub fn run_times(&self) -> Vec<Option<u64>> {
+        self.statistics(run_time)
+    }
+
+    fn statistics(&self, parse: impl Fn(&str) -> Option<u64>) -> Vec<Option<u64>> {
         let read = |fd: &OwnedFd| {
             let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).ok()?;
-            misses(&text)
+            parse(&text)
         };
         self.fds.iter().map(|fd| fd.as_ref().and_then(read)).collect()
     }
@@ -344,6 +353,12 @@ fn misses(fdinfo: &str) -> Option<u64> {
     fdinfo.lines().find_map(|l| l.strip_prefix("recursion_misses:"))?.trim().parse().ok()
 }
 
+/// `run_time_ns:\t1234` of a program's fdinfo; 0 is what is there without statistics.
+fn run_time(fdinfo: &str) -> Option<u64> {
+    let ns = fdinfo.lines().find_map(|l| l.strip_prefix("run_time_ns:"))?.trim().parse().ok()?;
+    (ns > 0).then_some(ns)
+}
+
 /// Kernels before 5.11 count maps against RLIMIT_MEMLOCK. Newer ones do not, and without CAP_SYS_RESOURCE it cannot be
 /// raised: a failure here is no failure, the map creation says so if it is one.
 fn raise_memlock() {
@@ -382,6 +397,8 @@ mod tests {
         let text = "pos:\t0\nprog_type:\t26\nrun_time_ns:\t0\nrecursion_misses:\t42\nverified_insns:\t9\n";
         assert_eq!(misses(text), Some(42));
         assert_eq!(misses("prog_type:\t26\n"), None, "before 5.12");
+        assert_eq!(run_time(text), None, "statistics are off");
+        assert_eq!(run_time("run_time_ns:\t17\nrun_cnt:\t1\n"), Some(17));
     }
 
     #[test]

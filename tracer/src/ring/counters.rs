@@ -27,6 +27,8 @@ pub struct HookTotals {
     pub bad_arg: u64,
     /// Runs that the kernel skipped; `None` where it does not count them (before 5.12).
     pub recursion: Option<u64>,
+    /// Time that the program took, ns; `None` while the kernel's statistics are off.
+    pub run_ns: Option<u64>,
 }
 
 /// Turns growing counters into what was added since the last look.
@@ -102,6 +104,7 @@ impl Counters {
                 lost_map: self.sum(hook, c::LOST_MAP)?,
                 bad_arg: self.sum(hook, c::BAD_ARG)?,
                 recursion: recursion.get(hook).copied().flatten(),
+                run_ns: None,
             })
         };
         PLAN.iter().enumerate().map(totals).collect()

@@ -1,0 +1,194 @@
+//! Which path gives what.
+
+use super::answer::{self, Body, JSON};
+use super::params::{self, Params};
+use super::{Shared, page, stream};
+use crate::kernel::clock;
+use crate::metrics::text::{CONTENT_TYPE, Text};
+use crate::metrics::{self, own};
+use crate::store::query::{Found, Kind, LIMIT_MAX, Query};
+use crate::store::{Stats, View};
+use hyper::body::Incoming;
+use hyper::header::ACCEPT;
+use hyper::{Method, Request, Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+pub(super) async fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
+    let path = request.uri().path();
+    let (route, response) = match path {
+        _ if !matches!(*request.method(), Method::GET | Method::HEAD) => ("-", answer::only_get()),
+        "/" => ("/", page::front()),
+        "/metrics" => ("/metrics", metrics(shared)),
+        "/healthz" => ("/healthz", health(shared)),
+        "/readyz" => ("/readyz", ready(shared)),
+        "/incidents" => ("/incidents", list(Kind::Incidents, request, shared).await),
+        "/stops" => ("/stops", list(Kind::Stops, request, shared).await),
+        "/records" => ("/records", list(Kind::All, request, shared).await),
+        _ => match path.strip_prefix("/stops/").filter(|id| !id.is_empty()) {
+            Some(id) => ("/stops/ID", one(id, shared).await),
+            None => ("-", answer::say(StatusCode::NOT_FOUND, "not found; / lists what there is")),
+        },
+    };
+    shared.count(route, response.status().as_u16());
+    response
+}
+
+fn metrics(shared: &Shared) -> Response<Body> {
+    let mut text = Text::default();
+    shared.state.tally().write(&mut text);
+    store(&shared.state.store.stats(), &mut text);
+    shared.write(&mut text);
+    own::add(&mut text);
+    answer::full(StatusCode::OK, CONTENT_TYPE, text.finish())
+}
+
+fn store(stats: &Stats, text: &mut Text) {
+    text.add(&metrics::STORE_OK, &[], u8::from(stats.failing.is_none()));
+    for (metric, value) in [
+        (&metrics::STORE_WRITTEN, stats.written),
+        (&metrics::STORE_WAITING, stats.waiting as u64),
+        (&metrics::STORE_DROPPED, stats.dropped),
+        (&metrics::STORE_FAILURES, stats.failures),
+        (&metrics::STORE_DAMAGED, stats.damaged),
+        (&metrics::STORE_BYTES, stats.bytes),
+        (&metrics::STORE_FIRST, stats.first),
+        (&metrics::STORE_LAST, stats.last),
+    ] {
+        text.add(metric, &[], value);
+    }
+}
+
+#[derive(Serialize)]
+struct Health {
+    /// `ok`, `starting`, `degraded`, or `failing`: only the last one is worth a restart.
+    status: &'static str,
+    ready: bool,
+    input_age_ms: u64,
+    store: StoreHealth,
+    degraded: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct StoreHealth {
+    failing: Option<String>,
+    waiting: usize,
+    dropped: u64,
+}
+
+fn health(shared: &Shared) -> Response<Body> {
+    let (started, ready, age, degraded) = {
+        let tally = shared.state.tally();
+        (tally.has_started(), tally.is_ready(), tally.age(), tally.degraded())
+    };
+    let Stats { failing, waiting, dropped, .. } = shared.state.store.stats();
+    let status = match () {
+        () if started && age > shared.bounds.still.as_secs_f64() => "failing",
+        () if !ready => "starting",
+        // A full disk is no reason to be restarted: what waits in memory would be lost.
+        () if failing.is_some() || dropped > 0 || !degraded.is_empty() => "degraded",
+        () => "ok",
+    };
+    let health = Health {
+        status,
+        ready,
+        input_age_ms: (age * 1000.0) as u64,
+        store: StoreHealth { failing, waiting, dropped },
+        degraded,
+    };
+    let code = if status == "failing" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
+    // Plain strings and numbers.
+    let text = serde_json::to_string(&health).unwrap_or_default();
+    answer::full(code, JSON, text + "\n")
+}
+
+fn ready(shared: &Shared) -> Response<Body> {
+    if shared.state.tally().is_ready() {
+        answer::say(StatusCode::OK, "ready")
+    } else {
+        answer::busy("not ready: the probes are not attached, or not any more")
+    }
+}
+
+async fn list(kind: Kind, request: &Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
+    let text = request.uri().query().unwrap_or_default();
+    let Params { mut query, follow } = match params::parse(kind, text, clock::sample().wall_ns) {
+        Ok(params) => params,
+        Err(why) => return answer::bad(&why),
+    };
+    let events = request.headers().get(ACCEPT).is_some_and(|kinds| {
+        kinds.to_str().is_ok_and(|kinds| kinds.split(',').any(|kind| kind.trim().starts_with(answer::EVENTS)))
+    });
+    // What a browser's EventSource says when it comes again.
+    let last = request.headers().get("last-event-id").and_then(|id| id.to_str().ok()?.parse().ok());
+    if follow && events && last.is_some() {
+        query.after = last;
+    }
+    let durable = *shared.state.store.durable.borrow();
+    if let Some(after) = query.after.filter(|after| *after > durable) {
+        return answer::bad(&format!(
+            "cursor {after} is ahead of the last record, {durable}: the store was emptied since; begin again without after"
+        ));
+    }
+    if !follow {
+        return match run(query, shared.state.store.clone(), durable).await {
+            Ok(found) => page_of(&found),
+            Err(response) => response,
+        };
+    }
+    let Ok(permit) = Arc::clone(&shared.streams).try_acquire_owned() else {
+        shared.own.refused_streams.fetch_add(1, Ordering::Relaxed);
+        return answer::busy("too many streams are open");
+    };
+    // From the begin when a time is given, else from now.
+    let after = query.after.unwrap_or(if query.since.is_some() { 0 } else { durable });
+    stream::follow(query, after, events, permit, shared)
+}
+
+/// On a thread that may wait for the disk.
+async fn run(query: Query, view: View, upto: u64) -> Result<Found, Response<Body>> {
+    let found = tokio::task::spawn_blocking(move || query.run(&view.dir, upto)).await;
+    let failed = |why: &dyn std::fmt::Display| {
+        answer::say(StatusCode::INTERNAL_SERVER_ERROR, &format!("the store cannot be read: {why}"))
+    };
+    match found {
+        Ok(Ok(found)) => Ok(found),
+        Ok(Err(e)) => Err(failed(&e)),
+        Err(e) => Err(failed(&e)),
+    }
+}
+
+/// Records are JSON already: they are put together as they are.
+fn page_of(found: &Found) -> Response<Body> {
+    let items: Vec<&str> = found.records.iter().map(|record| &*record.json).collect();
+    let before = found.records.first().map_or("null".into(), |record| record.seq.to_string());
+    let text = format!(
+        "{{\"cursor\":{},\"before\":{before},\"more\":{},\"items\":[{}]}}\n",
+        found.cursor,
+        found.more,
+        items.join(",")
+    );
+    answer::full(StatusCode::OK, JSON, text)
+}
+
+/// A stop and its incidents.
+async fn one(id: &str, shared: &Arc<Shared>) -> Response<Body> {
+    let Ok(id) = percent_decode_str(id).decode_utf8() else { return answer::bad("the id is no UTF-8") };
+    let durable = *shared.state.store.durable.borrow();
+    let query = Query { stop: Some(id.clone().into_owned()), limit: Some(LIMIT_MAX), ..Query::default() };
+    let found = match run(query, shared.state.store.clone(), durable).await {
+        Ok(found) => found,
+        Err(response) => return response,
+    };
+    let is_stop = Query { kind: Kind::Stops, ..Query::default() };
+    let (stops, incidents): (Vec<&str>, Vec<&str>) =
+        found.records.iter().map(|record| &*record.json).partition(|json| is_stop.matches(json));
+    let Some(stop) = stops.last() else {
+        let text = format!("no stop {id:?} is in the store: it goes on still, is too old, or never was");
+        return answer::say(StatusCode::NOT_FOUND, &text);
+    };
+    let text = format!("{{\"stop\":{stop},\"more\":{},\"incidents\":[{}]}}\n", found.more, incidents.join(","));
+    answer::full(StatusCode::OK, JSON, text)
+}
