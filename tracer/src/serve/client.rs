@@ -52,7 +52,10 @@ impl FromStr for Url {
         let uri: hyper::Uri = text.parse().map_err(|_| bad())?;
         let plain = uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
         let authority = uri.authority().filter(|a| plain && !a.as_str().contains('@')).ok_or_else(bad)?;
-        let port = authority.port_u16().unwrap_or(9502);
+        let port = match authority.port() {
+            Some(port) => port.as_str().parse::<u16>().map_err(|_| bad())?,
+            None => 9502,
+        };
         Ok(Url { authority: format!("{}:{port}", authority.host()) })
     }
 }
