@@ -62,10 +62,8 @@ fn agent(store: &Path, at: SocketAddr) -> Result<Tracer> {
 
 /// What `why502 incidents` reads from the directory, in order.
 fn kept(store: &Path) -> Result<Vec<String>> {
-    let out = Command::new(binary()?)
-        .args(["incidents", "--limit", "1000", "-o", "json", "--store"])
-        .arg(store)
-        .output()?;
+    let out =
+        Command::new(binary()?).args(["incidents", "--limit", "1000", "-o", "json", "--store"]).arg(store).output()?;
     ensure!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     Ok(String::from_utf8(out.stdout)?.lines().map(str::to_owned).collect())
 }
@@ -102,9 +100,7 @@ fn killed_at_any_time_it_keeps_what_it_served() -> Result<()> {
         // In some rounds as soon as the first verdict is out, in others when all are, in others before.
         let wanted = [1, 4, 0][usize::try_from(run % 3)?];
         let pid = Pid::from_raw(i32::try_from(agent.pid())?);
-        wait("records", LIMIT, || {
-            served.lock().unwrap_or_else(PoisonError::into_inner).len() >= before + wanted
-        })?;
+        wait("records", LIMIT, || served.lock().unwrap_or_else(PoisonError::into_inner).len() >= before + wanted)?;
         if wanted == 4 {
             let page = get(at, "/metrics")?;
             ensure!(page.contains("why502_lost_requests_total{cause=\"nginx-fast-shutdown\""), "{page}");

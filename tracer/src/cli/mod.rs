@@ -28,8 +28,6 @@ Examples:
   why502 watch                          explain lost requests as they happen
   why502 trace --signal TERM,QUIT,KILL  who sends which stop signal to whom
   why502 record -o stop.rec             write it down; why502 explain stop.rec explains it later
-  why502 check --spec pod.yaml          what the next stop of this pod would lose
-
 Exit codes: 0 ok, 1 failed, 2 bad usage. `why502 COMMAND --help` tells more.";
 
 /// Tells for each lost request which signal, exit, reset or race killed it, and what to change.

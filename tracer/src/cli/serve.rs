@@ -11,10 +11,12 @@ use super::specs::SpecArgs;
 use super::watch::PATIENCE;
 use crate::kernel::clock;
 use crate::kernel::host::Host;
-use crate::live::UnixConnect;
+use crate::live::{UnixConnect, UprobesWanted};
 use crate::model::{BootNs, Input};
 use crate::serve::{Bounds, Server, State};
 use crate::sinks::json;
+use crate::sinks::recording::time_of;
+use crate::store::quota::Quota;
 use crate::store::{Limits, Now, Store, sink};
 use anyhow::Context;
 use std::net::{SocketAddr, TcpListener};
@@ -61,6 +63,9 @@ pub(super) struct Args {
     /// How failed connects to unix sockets are seen
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     unix_connect: UnixConnect,
+    /// Whether nginx's own error messages and statuses are seen
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    uprobes: UprobesWanted,
     #[command(flatten)]
     specs: SpecArgs,
     #[command(flatten)]
@@ -81,8 +86,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let state = Arc::new(State::new(store.view()));
     let server = Server::start(listener, Arc::clone(&state), Bounds::default()).context("cannot start HTTP")?;
     say(format_args!("http://{} and {}", server.address, args.store.display()));
-    let mut agent = Agent { judge: Judge::new(), state, all: args.all, counted: 0, complaint: None };
-    let wish = Wish { all_signals: false, duration: None, unix_connect: args.unix_connect, specs, runtimes, kube };
+    let mut agent =
+        Agent { judge: Judge::new(), state, all: args.all, quota: Quota::default(), counted: 0, complaint: None };
+    let wish = Wish {
+        all_signals: false,
+        duration: None,
+        unix_connect: args.unix_connect,
+        uprobes: args.uprobes,
+        specs,
+        runtimes,
+        kube,
+    };
     let result = live::run(wish, |input, view| agent.feed(input, view, &store));
     let Agent { judge, state, .. } = agent;
     // Also when the start failed: what was kept before is safe, and clients are told.
@@ -100,6 +114,7 @@ struct Agent {
     judge: Judge,
     state: Arc<State>,
     all: bool,
+    quota: Quota,
     /// When the kernel's counters were read last.
     counted: BootNs,
     /// What was said about the store last.
@@ -116,8 +131,13 @@ impl Agent {
         }
         for output in &outputs {
             view.summary.output(output);
-            if self.all || is_blamed(output) {
+            if !self.all && !is_blamed(output) {
+                continue;
+            }
+            if self.quota.takes(output, time_of(input)) {
                 store.push(json::output(output)?);
+            } else {
+                self.state.tally().skipped();
             }
         }
         if let (Input::Tick { .. } | Input::Ready { .. }, Some(live)) = (input, view.live) {

@@ -80,6 +80,8 @@ metrics! {
         "Incidents and stops that wait for the disk.";
     STORE_DROPPED = Counter "why502_store_dropped_total" []
         "Incidents and stops that were lost because too many waited for the disk.";
+    STORE_SKIPPED = Counter "why502_store_skipped_total" []
+        "Incidents and stops that were not kept because their container had more than 5000 in an hour.";
     STORE_FAILURES = Counter "why502_store_failures_total" []
         "Tries at writing to the disk that failed.";
     STORE_DAMAGED = Gauge "why502_store_damaged_lines" []

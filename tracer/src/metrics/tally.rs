@@ -47,6 +47,7 @@ pub struct Tally {
     loss: BTreeMap<(String, String), u64>,
     sources: BTreeMap<String, bool>,
     hooks: Vec<HookTotals>,
+    skipped: u64,
 }
 
 impl Default for Tally {
@@ -67,6 +68,7 @@ impl Default for Tally {
             loss: BTreeMap::new(),
             sources: BTreeMap::new(),
             hooks: Vec::new(),
+            skipped: 0,
         }
     }
 }
@@ -163,6 +165,11 @@ impl Tally {
         self.hooks = hooks;
     }
 
+    /// An output was not kept.
+    pub fn skipped(&mut self) {
+        self.skipped += 1;
+    }
+
     pub fn is_ready(&self) -> bool {
         self.ready
     }
@@ -209,6 +216,7 @@ impl Tally {
         }
         self.others.iter().for_each(|(cause, count)| text.add(&OTHER_REQUESTS, &[cause], count));
         text.add(&OVERFLOW, &[], self.overflow);
+        text.add(&STORE_SKIPPED, &[], self.skipped);
         self.signals.iter().for_each(|(number, count)| text.add(&SIGNALS, &[&names::signal(*number)], count));
         for (direction, count) in ["sent", "received"].iter().zip(self.resets) {
             text.add(&RESETS, &[direction], count);

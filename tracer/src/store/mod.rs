@@ -16,6 +16,7 @@ pub mod age;
 mod disk;
 mod line;
 pub mod query;
+pub mod quota;
 pub mod scan;
 pub mod sink;
 #[cfg(test)]

@@ -9,6 +9,7 @@ use why502::metrics::text::Text;
 use why502::metrics::{ALL, Metric, Tally, Type};
 use why502::model::incident::*;
 use why502::model::{Cause, Input, Output};
+use why502::store::quota::{PER_HOUR, Quota};
 
 const DOC: &str = include_str!("../../../docs/metrics.md");
 const DASHBOARD: &str = include_str!("../../../packaging/dashboard.json");
@@ -69,8 +70,10 @@ fn names(expr: &str) -> (Vec<String>, Vec<String>) {
 fn check(expr: &str) {
     let (metrics, labels) = names(expr);
     assert!(!metrics.is_empty(), "no metric of ours in {expr}");
-    let found: Vec<&&Metric> =
-        metrics.iter().map(|name| ALL.iter().find(|m| m.name == name).unwrap_or_else(|| panic!("{name}: {expr}"))).collect();
+    let found: Vec<&&Metric> = metrics
+        .iter()
+        .map(|name| ALL.iter().find(|m| m.name == name).unwrap_or_else(|| panic!("{name}: {expr}")))
+        .collect();
     for label in labels {
         // What Prometheus adds itself.
         let known = ["job", "instance"].contains(&&*label) || found.iter().any(|m| m.labels.contains(&&*label));
@@ -154,12 +157,7 @@ fn samples<'a>(page: &'a str, name: &str) -> Vec<(&'a str, u64)> {
 }
 
 fn lost(namespace: &str, workload: &str) -> Output {
-    let pod = Pod {
-        namespace: Some(namespace.into()),
-        name: None,
-        uid: "u".into(),
-        workload: Some(workload.into()),
-    };
+    let pod = Pod { namespace: Some(namespace.into()), name: None, uid: "u".into(), workload: Some(workload.into()) };
     Output::Incident(Box::new(Incident { pod: Some(pod), ..incident() }))
 }
 
@@ -219,6 +217,22 @@ fn hostile_names_stay_inside_their_label() {
 }
 
 #[test]
+fn one_containers_flood_leaves_room_for_its_neighbours() {
+    let of = |id: &str| {
+        let container = Container { id: id.into(), name: None, runtime: None };
+        Output::Incident(Box::new(Incident { container: Some(container), ..incident() }))
+    };
+    let (mut quota, hour) = (Quota::default(), 3_600_000_000_000);
+    let kept = (0..PER_HOUR + 100).filter(|_| quota.takes(&of("flood"), 5)).count() as u64;
+    assert_eq!(kept, PER_HOUR);
+    assert!(quota.takes(&of("neighbour"), 5));
+    let made_up = (0..100_000).filter(|n| quota.takes(&of(&n.to_string()), 6)).count() as u64;
+    assert!(made_up < 10_000, "{made_up}: names that are made up have one share together");
+    assert!(quota.takes(&of("neighbour"), 7));
+    assert!(quota.takes(&of("flood"), hour), "the next hour");
+}
+
+#[test]
 fn each_family_of_the_table_is_served_by_something() {
     // What the tally itself gives; the store's, the server's and the process's own are in their modules' tests.
     let mut tally = Tally::default();
@@ -229,9 +243,20 @@ fn each_family_of_the_table_is_served_by_something() {
     let page = page(&tally);
     let there: BTreeSet<&str> =
         page.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
-    for metric in ["ready", "build_info", "lost_requests_total", "not_the_server_total", "signals_total", "resets_total",
-        "events_total", "loss_total", "probe_status", "source_up", "series_overflow_total", "input_age_seconds"]
-    {
+    for metric in [
+        "ready",
+        "build_info",
+        "lost_requests_total",
+        "not_the_server_total",
+        "signals_total",
+        "resets_total",
+        "events_total",
+        "loss_total",
+        "probe_status",
+        "source_up",
+        "series_overflow_total",
+        "input_age_seconds",
+    ] {
         assert!(there.contains(&*format!("why502_{metric}")), "{metric}\n{page}");
     }
 }
