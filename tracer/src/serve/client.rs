@@ -52,9 +52,11 @@ impl FromStr for Url {
         let uri: hyper::Uri = text.parse().map_err(|_| bad())?;
         let plain = uri.scheme_str() == Some("http") && uri.path() == "/" && uri.query().is_none();
         let authority = uri.authority().filter(|a| plain && !a.as_str().contains('@')).ok_or_else(bad)?;
-        let port = match authority.port() {
-            Some(port) => port.as_str().parse::<u16>().map_err(|_| bad())?,
-            None => 9502,
+        // A port that is no number of 16 bits counts as none there.
+        let port = match authority.as_str().strip_prefix(authority.host()) {
+            Some("") => 9502,
+            Some(port) => port.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).ok_or_else(bad)?,
+            None => return Err(bad()),
         };
         Ok(Url { authority: format!("{}:{port}", authority.host()) })
     }

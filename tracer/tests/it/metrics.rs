@@ -27,7 +27,8 @@ fn row(metric: &Metric) -> String {
 #[test]
 fn the_document_has_the_table() {
     let rows: Vec<String> = ALL.iter().map(|metric| row(metric)).collect();
-    let found: Vec<&str> = DOC.lines().filter(|line| line.starts_with("| `")).collect();
+    let is_row = |line: &&str| line.starts_with("| `why502_") || line.starts_with("| `process_");
+    let found: Vec<&str> = DOC.lines().filter(is_row).collect();
     assert_eq!(found, rows, "docs/metrics.md needs these rows:\n{}\n", rows.join("\n"));
 }
 
