@@ -20,6 +20,8 @@ pub mod live;
 pub mod metrics;
 #[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
 pub mod model;
+#[deny(clippy::disallowed_methods, clippy::disallowed_types, reason = "pure: see clippy.toml")]
+pub mod page;
 pub mod probes;
 pub mod ring;
 pub mod serve;

@@ -64,6 +64,8 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "s6-svscan", ["s6"]),
     // A proxy of a pod that is not nginx.
     tool!(Test, "haproxy", ["haproxy"]),
+    // Looks at the pages.
+    tool!(Test, "chromium", ["chromium"]),
     // Pods that real runtimes run. containerd's CRI plugin has its network made by CNI plugins, dockerd by iptables.
     tool!(Test, "dockerd", ["docker.io"]),
     tool!(Test, "docker", ["docker-cli"], ["docker.io"]),

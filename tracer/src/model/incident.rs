@@ -272,6 +272,7 @@ pub struct Stop {
     pub server: String,
     pub signal: Option<String>,
     pub phases: Vec<Phase>,
+    pub timeline: Timeline,
     pub in_flight: InFlight,
     /// Connections that were established after the stop signal. Null: not counted.
     pub accepted_after: Option<After>,
@@ -323,8 +324,63 @@ pub struct Phase {
     /// `drain-end`, `last-worker-exit`, `exit`, `kill`.
     pub name: String,
     pub at: String,
+    /// The same on the boot clock, which the incidents of this stop are on as well.
+    pub at_boot_ns: BootNs,
+    /// When it was over, for those that last (`exec`, `prestop`). Null: it does not last, or its end was not seen.
+    pub until_boot_ns: Option<BootNs>,
     /// Since the first phase.
     pub after_ms: u64,
     pub event: Option<EventIdText>,
     pub text: String,
+}
+
+ids! {
+    /// Where a process stands in the picture of a stop. `runtime`: a container runtime's process outside of every
+    /// container; `init`: PID 1 of the container, where that is not the server, or a supervisor in it; `command`: a hook,
+    /// a shell, somebody's exec in it; `other`: in another container, or not known where.
+    Lane {
+        Runtime = "runtime", Host = "host", Kernel = "kernel", Init = "init", Command = "command",
+        NginxMaster = "nginx-master", NginxWorker = "nginx-worker",
+        PhpFpmMaster = "php-fpm-master", PhpFpmChild = "php-fpm-child", Other = "other",
+    }
+}
+
+/// Who told whom to stop, and who ended when: what the picture of a stop is drawn from, beside its phases and incidents.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timeline {
+    /// Stop signals to the server's master, its workers or children, and the container's PID 1, oldest first.
+    pub signals: Vec<Sent>,
+    /// Ends of the same processes.
+    pub exits: Vec<Ended>,
+    /// Signals and exits left out, because there were too many.
+    pub cut: u64,
+}
+
+/// A signal, from whom to whom.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sent {
+    pub event: EventIdText,
+    pub at_boot_ns: BootNs,
+    pub signal: String,
+    /// The target ignored it.
+    pub ignored: bool,
+    pub from: Party,
+    pub to: Party,
+}
+
+/// The end of a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    pub event: EventIdText,
+    pub at_boot_ns: BootNs,
+    pub who: Party,
+    /// `exited with status 0`, `was killed by SIGKILL`.
+    pub how: String,
+}
+
+/// A process, and its place in the picture.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Party {
+    pub lane: Lane,
+    pub process: ProcessRef,
 }

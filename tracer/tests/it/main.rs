@@ -1,5 +1,6 @@
 //! Outputs and command line: JSON against its schema, text as people see it, recordings, and the built binary.
 
+mod browser;
 mod check;
 mod cli;
 mod drops;
@@ -11,6 +12,9 @@ mod kube;
 mod layers;
 mod live;
 mod metrics;
+mod page;
+mod page_dom;
+mod page_samples;
 mod pairs;
 mod recording;
 mod samples;

@@ -486,10 +486,16 @@ pub(crate) fn bare_incident() -> Incident {
     }
 }
 
+fn party(lane: Lane, host_pid: u32, comm: &str, role: &str) -> Party {
+    Party { lane, process: ProcessRef { pid: 1, host_pid, comm: comm.into(), role: Some(role.into()) } }
+}
+
 pub(crate) fn stop() -> Stop {
     let phase = |name: &str, after_ms, event: Option<&str>, text: &str| Phase {
         name: name.into(),
         at: "2026-11-22T14:03:22.113204113Z".into(),
+        at_boot_ns: 8_113_000_000 + after_ms * 1_000_000,
+        until_boot_ns: (name == "deleted").then_some(8_114_000_000),
         after_ms,
         event: event.map(Into::into),
         text: text.into(),
@@ -524,6 +530,23 @@ pub(crate) fn stop() -> Stop {
             phase("listener-closed", 5, Some("e20"), "0.0.0.0:80 was closed"),
             phase("exit", 10, None, "nginx master exited with 0"),
         ],
+        timeline: Timeline {
+            signals: vec![Sent {
+                event: "e12".into(),
+                at_boot_ns: 8_113_000_000,
+                signal: "SIGTERM".into(),
+                ignored: false,
+                from: party(Lane::Runtime, 8800, "runc", "runtime"),
+                to: party(Lane::NginxMaster, 8593, "nginx", "nginx-master"),
+            }],
+            exits: vec![Ended {
+                event: "e22".into(),
+                at_boot_ns: 8_123_000_000,
+                who: party(Lane::NginxMaster, 8593, "nginx", "nginx-master"),
+                how: "exited with status 0".into(),
+            }],
+            cut: 0,
+        },
         incidents: 4,
         by_cause: BTreeMap::from([("nginx-fast-shutdown".into(), 3), ("endpoint-race".into(), 1)]),
         missing: vec![],

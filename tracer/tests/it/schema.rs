@@ -87,6 +87,7 @@ fn the_ids_of_the_schema_are_the_models() {
     let (stop, _) = schema(STOP);
     same(&stop, "/properties/trigger/enum", Trigger::ALL);
     same(&stop, "/properties/by_cause/propertyNames/enum", Cause::ALL);
+    same(&stop, "/$defs/party/properties/lane/enum", Lane::ALL);
     let (event, _) = schema(EVENT);
     let kinds: BTreeSet<String> = event["oneOf"]
         .as_array()

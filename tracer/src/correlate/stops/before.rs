@@ -1,6 +1,6 @@
 //! What came before a server's own stop signal: the signal to its container's PID 1, a command from outside.
 
-use super::{Command, Open, PhaseFact};
+use super::{Command, Open, PhaseFact, marks};
 use crate::correlate::history::{History, Signal, sig};
 use crate::identity::{Place, Role, Table};
 use crate::model::event::{BootNs, Cited, ProcKey, SI_KERNEL, SigInfo, SignalGenerated};
@@ -27,7 +27,7 @@ pub fn exit_text(code: u32) -> String {
 
 /// The stop signal to the PID 1 that passed it on (or did not, and took the server along when it was killed), as the first
 /// phases of the stop.
-pub fn container_signal(open: &mut Open, s: &SignalGenerated, history: &History) {
+pub fn container_signal(open: &mut Open, s: &SignalGenerated, table: &Table, history: &History) {
     // PID 1 of the target's pid namespace, by the namespace itself: with shared ones it is not the container's.
     if s.sender.ns_pid != 1 || s.sender.pidns != s.target.pidns || s.target.ns_pid == 1 {
         return;
@@ -44,6 +44,7 @@ pub fn container_signal(open: &mut Open, s: &SignalGenerated, history: &History)
         open.root = (pid1, asked.event);
         open.signal = if s.signal == sig::KILL { asked.what.signal } else { open.signal };
         open.phases.push(phase("container-signal", asked, text));
+        marks::signal(open, asked.event, asked.at, &asked.what, table);
     }
     let kill = to_pid1.iter().rev().find(|x| x.what.signal == sig::KILL);
     if let Some(kill) = kill.filter(|_| s.signal == sig::KILL) {
@@ -52,11 +53,12 @@ pub fn container_signal(open: &mut Open, s: &SignalGenerated, history: &History)
         }
         open.killed = Some(kill.at);
         open.phases.push(phase("kill", kill, format!("{} to PID 1, {}", signal_text(&kill.what), s.sender.comm)));
+        marks::signal(open, kill.event, kill.at, &kill.what, table);
     }
 }
 
 fn phase(name: &'static str, signal: &Signal, text: String) -> PhaseFact {
-    PhaseFact { name, at: signal.at, event: Some(Cited::Event(signal.event)), text, signal_to: None }
+    PhaseFact { name, at: signal.at, until: None, event: Some(Cited::Event(signal.event)), text, signal_to: None }
 }
 
 /// The command that had to do with a signal: its sender, or what had ended right before it.

@@ -1,6 +1,7 @@
 //! Stops: one termination of an nginx or a php-fpm, from its first stop signal to its exit.
 
 mod before;
+mod marks;
 mod tell;
 
 use super::history::{History, sig};
@@ -8,7 +9,7 @@ use super::lost::{Evidence, Lost};
 use crate::identity::{Role, Table};
 use crate::model::Task;
 use crate::model::event::{BootNs, Cited, Event, EventId, EventKind, ProcKey, SignalGenerated, tcp};
-use crate::model::incident::{Advice, Incident};
+use crate::model::incident::{Advice, Incident, Timeline};
 use crate::model::input::StopCounters;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -63,6 +64,8 @@ pub struct Seen {
 struct PhaseFact {
     name: &'static str,
     at: BootNs,
+    /// The end of what lasts.
+    until: Option<BootNs>,
     event: Option<Cited>,
     text: String,
     /// A signal to this process: told in more words when it is still known at the end.
@@ -98,6 +101,8 @@ pub struct Open {
     phases: Vec<PhaseFact>,
     /// Phases left out.
     cut: u64,
+    /// Who told whom to stop, and who ended when.
+    timeline: Timeline,
     command: Option<Command>,
     /// SIGKILL from outside, to the master or to the PID 1 that took it along.
     killed: Option<BootNs>,
@@ -119,7 +124,8 @@ impl Open {
             self.cut += 1;
             return;
         }
-        self.phases.push(PhaseFact { name, at: event.at, event: Some(Cited::Event(event.id)), text, signal_to });
+        let (at, cited) = (event.at, Some(Cited::Event(event.id)));
+        self.phases.push(PhaseFact { name, at, until: None, event: cited, text, signal_to });
     }
 }
 
@@ -149,8 +155,11 @@ pub struct Stops {
 impl Stops {
     pub fn observe(&mut self, event: &Event, table: &Table, history: &History) {
         match &event.kind {
-            EventKind::SignalGenerated(s) if sig::stops(s.signal) && s.result != 1 => {
-                self.signal(event, s, table, history);
+            EventKind::SignalGenerated(s) if sig::stops(s.signal) => {
+                if s.result != 1 {
+                    self.signal(event, s, table, history);
+                }
+                self.mark_signal(event, s, table);
             }
             EventKind::TcpState(s) if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE => {
                 let key = s.task.key();
@@ -189,6 +198,7 @@ impl Stops {
             signal: s.signal,
             phases: Vec::new(),
             cut: 0,
+            timeline: Timeline::default(),
             command: before::command(event.at, s, table),
             killed: killed.then_some(event.at),
             exited: None,
@@ -199,7 +209,7 @@ impl Stops {
             advice: Vec::new(),
             early: false,
         };
-        before::container_signal(&mut open, s, history);
+        before::container_signal(&mut open, s, table, history);
         open.phase(if killed { "kill" } else { "stop-signal" }, event, text, Some(key));
         if let Some(counters) = self.counters.get(&open.task.cgroup) {
             open.count(counters);
@@ -220,6 +230,7 @@ impl Stops {
         {
             command.exit = Some((event.at, code));
         }
+        self.mark_exit(event, task, code, table);
         let text = format!("{} {} {}", task.comm, task.tgid, before::exit_text(code));
         if let Some(open) = self.open.get_mut(&key) {
             open.exited = Some(event.at);

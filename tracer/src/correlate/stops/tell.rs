@@ -60,11 +60,14 @@ pub fn tell(open: &Open, at: BootNs, view: &View) -> Stop {
             .map(|p| Phase {
                 name: p.name.into(),
                 at: time(p.at),
+                at_boot_ns: p.at,
+                until_boot_ns: p.until,
                 after_ms: p.at.saturating_sub(first) / MS,
                 event: p.event.map(|e| e.to_string()),
                 text: p.text.clone(),
             })
             .collect(),
+        timeline: open.timeline.clone(),
         in_flight: in_flight(open, counters),
         accepted_after: counters.map(|c| After { count: c.accepted_after, last_ms: since(open.base, c.last_accept) }),
         late: late(open, view),
@@ -122,7 +125,7 @@ fn phases(open: &Open, counters: Option<&StopCounters>, view: &View) -> Vec<Phas
     all.extend(open.command.as_ref().map(|command| self::command(command, open, view)));
     if let Some(c) = counters {
         let mut counted = |name: &'static str, at: Option<BootNs>, text: String| {
-            all.extend(at.map(|at| PhaseFact { name, at, event: None, text, signal_to: None }));
+            all.extend(at.map(|at| PhaseFact { name, at, until: None, event: None, text, signal_to: None }));
         };
         counted("last-accept", c.last_accept, format!("the last of {} connections after the signal", c.accepted_after));
         let text =
@@ -138,6 +141,7 @@ fn told(why: Option<&kube::Why>, pod: Option<&Pod>) -> Vec<PhaseFact> {
     let phase = |name, at, id, text: &str| PhaseFact {
         name,
         at,
+        until: None,
         event: Some(Cited::Said(id)),
         text: text.to_owned(),
         signal_to: None,
@@ -199,6 +203,7 @@ fn command(command: &Command, open: &Open, view: &View) -> PhaseFact {
     PhaseFact {
         name: if hook { "prestop" } else { "exec" },
         at: command.at,
+        until: command.exit.map(|(at, _)| at),
         event: command.event.map(Cited::Event),
         text,
         signal_to: None,

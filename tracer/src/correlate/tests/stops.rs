@@ -284,3 +284,42 @@ fn a_listener_is_closed_by_a_worker_or_the_master() {
     let stop = only(&node);
     assert_eq!(stop.phases.iter().filter(|p| p.name == "listener-closed").count(), 1, "{stop:#?}");
 }
+
+#[test]
+fn who_told_whom_and_who_ended() {
+    use crate::model::incident::Lane;
+    let mut node = Node::new();
+    node.signal(200 * S, 15, master());
+    node.event(200 * S + MS, signal_from(master(), 15, task(), 0, 0));
+    // A child that signals itself on its way out tells nobody anything.
+    node.event(200 * S + 2 * MS, signal_from(task(), 15, task(), 0, 0));
+    let kill = Task { tgid: 999, pid: 999, ns_pid: 999, comm: "kill".into(), ..host() };
+    node.event(200 * S + 3 * MS, signal_from(kill, 3, master(), 0, 1));
+    ended(&mut node, 200 * S + 4 * MS);
+    let timeline = only(&node).timeline;
+    let signals: Vec<_> =
+        timeline.signals.iter().map(|s| (s.signal.as_str(), s.from.lane, s.to.lane, s.ignored)).collect();
+    let wanted = [
+        ("SIGTERM", Lane::Host, Lane::NginxMaster, false),
+        ("SIGTERM", Lane::NginxMaster, Lane::NginxWorker, false),
+        ("SIGQUIT", Lane::Host, Lane::NginxMaster, true),
+    ];
+    assert_eq!(signals, wanted);
+    let exits: Vec<_> = timeline.exits.iter().map(|e| (e.who.lane, e.how.as_str())).collect();
+    assert_eq!(exits, [(Lane::NginxWorker, "exited with status 0"), (Lane::NginxMaster, "exited with status 0")]);
+    assert_eq!(timeline.cut, 0);
+}
+
+/// A container that floods its own server with signals gets a bounded stop, and the kill that ends it is in it.
+#[test]
+fn a_flood_of_signals_leaves_room_for_the_kill() {
+    let mut node = Node::new();
+    for n in 0..500 {
+        node.signal(200 * S + n * MS, 15, master());
+    }
+    node.signal(201 * S, 9, master());
+    ended(&mut node, 201 * S + MS);
+    let timeline = only(&node).timeline;
+    assert_eq!((timeline.signals.len(), timeline.cut), (96, 405));
+    assert_eq!(timeline.signals.last().unwrap().signal, "SIGKILL");
+}
