@@ -13,6 +13,7 @@ use crate::kernel::clock;
 use crate::kernel::host::Host;
 use crate::live::{UnixConnect, UprobesWanted};
 use crate::model::{BootNs, Input};
+use crate::ring::shed;
 use crate::serve::{Bounds, Server, State};
 use crate::sinks::json;
 use crate::sinks::recording::time_of;
@@ -66,6 +67,9 @@ pub(super) struct Args {
     /// Whether nginx's own error messages and statuses are seen
     #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
     uprobes: UprobesWanted,
+    /// For tests of what is said then: lose this share of the records
+    #[arg(long, value_name = "SHARE[:SEED]", hide = true)]
+    shed: Option<shed::Wanted>,
     #[command(flatten)]
     specs: SpecArgs,
     #[command(flatten)]
@@ -96,6 +100,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         specs,
         runtimes,
         kube,
+        shed: args.shed,
     };
     let result = live::run(wish, |input, view| agent.feed(input, view, &store));
     let Agent { judge, state, .. } = agent;
