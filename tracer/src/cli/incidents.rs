@@ -4,8 +4,8 @@ use super::output::OutputArgs;
 use super::say;
 use super::serve::{LISTEN, STORE};
 use crate::kernel::clock;
-use crate::model::Output;
 use crate::serve::client::{Agent, Url};
+use crate::sinks::json;
 use crate::sinks::queue::{self, Queue};
 use crate::store::query::{Found, Kind, LIMIT, Query, causes, limit, moment};
 use crate::store::scan::Scan;
@@ -100,6 +100,7 @@ impl Args {
             pod: self.pod.clone(),
             workload: self.workload.clone(),
             causes: self.cause.iter().flat_map(|ids| ids.split(',').map(str::to_owned)).collect(),
+            id: None,
             stop: self.stop.clone(),
             since: self.since.clone(),
             until: self.until.clone(),
@@ -190,7 +191,7 @@ impl Printer {
             return Ok(());
         }
         // Of a newer why502, or not an incident at all.
-        match parse(json) {
+        match json::parse(json) {
             Ok(output) => self.lines.push(self.output.render(&output, self.output.paint())?),
             Err(e) => say(format_args!("a record is not known to this version ({e}); -o json prints it")),
         }
@@ -202,16 +203,4 @@ impl Printer {
             say(format_args!("there are more than the newest {limit}: --limit, --since, --until"));
         }
     }
-}
-
-fn parse(json: &str) -> serde_json::Result<Output> {
-    #[derive(serde::Deserialize)]
-    struct Typed<'a> {
-        #[serde(rename = "type", borrow)]
-        kind: std::borrow::Cow<'a, str>,
-    }
-    Ok(match &*serde_json::from_str::<Typed<'_>>(json)?.kind {
-        "stop" => Output::Stop(Box::new(serde_json::from_str(json)?)),
-        _ => Output::Incident(Box::new(serde_json::from_str(json)?)),
-    })
 }

@@ -184,12 +184,23 @@ impl Tally {
         self.moved.elapsed().as_secs_f64()
     }
 
-    /// Ids of what this host does not give, and the hooks that failed.
+    /// What this host does not give and verdicts need: ids, and the hooks that failed.
     pub fn degraded(&self) -> Vec<String> {
         let Some(started) = &self.started else { return Vec::new() };
         let failed = started.hooks.iter().filter(|hook| matches!(hook.state, HookState::Failed { .. }));
-        let ids = started.degraded.iter().map(|degraded| degraded.id.clone());
+        let ids = started.degraded.iter().filter(|degraded| degraded.lowers()).map(|degraded| degraded.id.clone());
         ids.chain(failed.map(|hook| format!("hook {}", hook.hook))).collect()
+    }
+
+    /// Ids of what it does not give either, and verdicts are the same.
+    pub fn lacks(&self) -> Vec<String> {
+        let all = self.started.iter().flat_map(|started| &started.degraded);
+        all.filter(|degraded| !degraded.lowers()).map(|degraded| degraded.id.clone()).collect()
+    }
+
+    /// The node's name; empty before the start.
+    pub fn node(&self) -> &str {
+        self.started.as_ref().map_or("", |started| &started.node)
     }
 
     pub fn write(&self, text: &mut Text) {

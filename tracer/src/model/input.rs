@@ -79,6 +79,15 @@ pub struct Degraded {
     pub text: String,
 }
 
+impl Degraded {
+    /// Whether verdicts are worse for it. What is not known here lowers them.
+    pub fn lowers(&self) -> bool {
+        // No probe needs tracefs; a way that is slower, or a figure of our own, is no verdict; nginx's own words are an
+        // opt-in of the packages, because they need CAP_SYS_ADMIN: without them the kernel's facts decide as they do.
+        !matches!(&*self.id, "no-tracefs" | "unix-connect-syscalls" | "no-recursion-count" | "no-nginx-uprobes")
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HookStatus {
     pub hook: String,

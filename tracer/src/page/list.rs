@@ -59,20 +59,26 @@ pub struct ListPage<'a> {
     pub paged: bool,
     /// What is wrong with the filter.
     pub problem: Option<&'a str>,
+    /// Why something may be missing here: a sentence each.
+    pub notices: &'a [String],
 }
 
 pub(super) fn section(page: &ListPage, html: &mut Html) {
     html.tag("h1").text("Incidents and stops");
-    html.tag("p").class("sub").text(&format!("of node {}, newest first", page.node));
+    let node = if page.node.is_empty() { "this node".into() } else { format!("node {}", page.node) };
+    html.tag("p").class("sub").text(&format!("of {node}, newest first"));
+    for notice in page.notices {
+        html.tag("p").class("notice").attr("role", "status").text(notice);
+    }
     form(page.filter, html);
     if let Some(problem) = page.problem {
-        html.tag("p").attr("role", "alert").text(problem);
+        html.tag("p").class("notice").attr("role", "alert").text(problem);
     }
-    if page.rows.is_empty() {
+    if page.rows.is_empty() && page.problem.is_none() {
         html.tag("p").text("Nothing here: no request was lost and nothing was stopped, as far as this filter goes.");
-    } else {
+    } else if !page.rows.is_empty() {
         html.tag("div").class("scroll").body(|html| {
-            html.tag("table").body(|html| {
+            html.tag("table").class("list").body(|html| {
                 let names = [("", "when"), ("", "what"), ("", "where"), ("", "why"), ("wide", "trigger")];
                 facts::heads(&names, html);
                 html.tag("tbody").body(|html| {
@@ -102,7 +108,7 @@ fn form(filter: &Filter, html: &mut Html) {
             html.tag("label").body(|html| {
                 html.text(name);
                 let hint = match name {
-                    "since" | "until" => "2026-11-22T14:00:00Z",
+                    "since" | "until" => "10m, or a UTC time",
                     "workload" => "Deployment/web",
                     _ => "",
                 };

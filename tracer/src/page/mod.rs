@@ -57,6 +57,15 @@ pub fn list(page: &ListPage) -> String {
     document("Incidents and stops", Frame::Served { root: "" }, |html| list::section(page, html))
 }
 
+/// What there is to say instead of a stop or an incident.
+pub fn message(title: &str, text: &str) -> String {
+    document(title, Frame::Served { root: "../" }, |html| {
+        html.tag("h1").text(title);
+        html.tag("p").text(text);
+        html.tag("p").body(|html| html.tag("a").attr("href", "../").text("Incidents and stops of this node"));
+    })
+}
+
 /// All stops and incidents of a recording as one file. `name`: the recording's.
 pub fn file(name: &str, stops: &[Stop], incidents: &[Incident], left_out: u64) -> String {
     document(&format!("why502: {name}"), Frame::File, |html| list::all(name, stops, incidents, left_out, html))

@@ -191,6 +191,7 @@ fn path(query: &Query, follow: bool) -> String {
         ("pod", query.pod.clone()),
         ("workload", query.workload.clone()),
         ("cause", causes),
+        ("id", query.id.clone()),
         ("stop", query.stop.clone()),
         ("since", query.since.clone()),
         ("until", query.until.clone()),

@@ -6,6 +6,7 @@
 
 mod answer;
 pub mod client;
+mod lookup;
 mod page;
 mod params;
 mod patience;
@@ -102,6 +103,8 @@ struct Shared {
     bounds: Bounds,
     streams: Arc<Semaphore>,
     ending: watch::Receiver<bool>,
+    /// It listens on an address of this host alone.
+    loopback: bool,
 }
 
 impl Shared {
@@ -137,7 +140,8 @@ impl Server {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(READERS).build()?;
         let streams = Arc::new(Semaphore::new(bounds.streams));
-        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, ending });
+        let loopback = address.ip().is_loopback();
+        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, ending, loopback });
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?

@@ -1,5 +1,6 @@
 //! What stands after the `?`.
 
+use crate::page::Filter;
 use crate::store::query::{Kind, Query, causes, limit, moment};
 use percent_encoding::percent_decode_str;
 use std::collections::BTreeSet;
@@ -7,7 +8,7 @@ use std::collections::BTreeSet;
 /// Bytes of one value.
 const VALUE: usize = 1024;
 
-const KNOWN: &str = "namespace, pod, workload, cause, stop, since, until, after, before, limit, follow";
+const KNOWN: &str = "id, namespace, pod, workload, cause, stop, since, until, after, before, limit, follow";
 
 /// A request's wishes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,7 @@ pub(super) fn parse(kind: Kind, text: &str, now_wall_ns: i64) -> Result<Params, 
             "namespace" => query.namespace = Some(value),
             "pod" => query.pod = Some(value),
             "workload" => query.workload = Some(value),
+            "id" => query.id = Some(value),
             "stop" => query.stop = Some(value),
             "cause" => query.causes = causes(&value).map_err(say)?,
             "since" => query.since = Some(moment(&value, now_wall_ns).map_err(say)?),
@@ -54,6 +56,46 @@ pub(super) fn parse(kind: Kind, text: &str, now_wall_ns: i64) -> Result<Params, 
         return Err("follow has no end: limit and before do not go with it".into());
     }
     Ok(params)
+}
+
+/// What the page's form says, as it is shown again, and what that asks for. Fields that were left empty say nothing.
+pub(super) fn form(text: &str, now_wall_ns: i64) -> (Filter, Result<Query, String>) {
+    let mut filter = Filter::default();
+    let mut kept: Vec<&str> = Vec::new();
+    for pair in text.split('&') {
+        let Some((name, value)) = pair.split_once('=').filter(|(_, value)| !value.is_empty()) else { continue };
+        // What cannot be decoded is told below.
+        let shown = decode(value).unwrap_or_default();
+        let field = match name {
+            "kind" => {
+                filter.kind = shown;
+                continue;
+            }
+            "namespace" => &mut filter.namespace,
+            "pod" => &mut filter.pod,
+            "workload" => &mut filter.workload,
+            "cause" => &mut filter.cause,
+            "since" => &mut filter.since,
+            "until" => &mut filter.until,
+            _ => {
+                kept.push(pair);
+                continue;
+            }
+        };
+        *field = shown;
+        kept.push(pair);
+    }
+    let query = match &*filter.kind {
+        "" | "all" => parse(Kind::All, &kept.join("&"), now_wall_ns),
+        "incidents" => parse(Kind::Incidents, &kept.join("&"), now_wall_ns),
+        "stops" => parse(Kind::Stops, &kept.join("&"), now_wall_ns),
+        other => Err(format!("kind: {other:?} is none of all, incidents, stops")),
+    };
+    let query = query.and_then(|params| match params {
+        Params { follow: true, .. } => Err("follow is for /incidents, /stops and /records".into()),
+        Params { query, .. } => Ok(query),
+    });
+    (filter, query)
 }
 
 fn decode(text: &str) -> Result<String, String> {
@@ -88,7 +130,7 @@ mod tests {
     #[test]
     fn what_is_wrong_is_told_with_what_to_do() {
         for (text, says) in [
-            ("causes=x", "there are namespace"),
+            ("causes=x", "there are id, namespace"),
             ("cause=x", "keepalive-race"),
             ("limit=0", "from 1 to 1000"),
             ("limit=1&limit=2", "twice"),
@@ -104,10 +146,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_form_with_empty_fields() {
+        let (filter, query) = form("kind=stops&namespace=&pod=a+b&cause=&since=nonsense", 0);
+        assert_eq!((&*filter.kind, &*filter.pod, &*filter.since), ("stops", "a b", "nonsense"));
+        assert!(query.unwrap_err().contains("since"), "what is wrong is told");
+        let (_, query) = form("kind=stops&namespace=&pod=a+b&before=7", 0);
+        let wanted = Query { kind: Kind::Stops, pod: Some("a b".into()), before: Some(7), ..Query::default() };
+        assert_eq!(query, Ok(wanted));
+        assert!(form("kind=nonsense", 0).1.is_err() && form("follow=1", 0).1.is_err());
+    }
+
     proptest! {
         #[test]
         fn anything_is_borne(text in any::<String>()) {
             let _ = parsed(&text);
+            let _ = form(&text, 0);
         }
     }
 }

@@ -9,10 +9,12 @@ use crate::metrics::{self, own};
 use crate::store::query::{Found, Kind, LIMIT_MAX, Query};
 use crate::store::{Stats, View};
 use hyper::body::Incoming;
-use hyper::header::ACCEPT;
+use hyper::header::{ACCEPT, HOST};
+use hyper::http::uri::Authority;
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -20,20 +22,38 @@ pub(super) async fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) ->
     let path = request.uri().path();
     let (route, response) = match path {
         _ if !matches!(*request.method(), Method::GET | Method::HEAD) => ("-", answer::only_get()),
-        "/" => ("/", page::front()),
+        _ if shared.loopback && !is_this_host(request) => ("-", answer::say(StatusCode::FORBIDDEN, FOREIGN)),
+        "/" => ("/", page::front(request, shared).await),
+        "/style.css" => ("/style.css", page::style()),
         "/metrics" => ("/metrics", metrics(shared)),
         "/healthz" => ("/healthz", health(shared)),
         "/readyz" => ("/readyz", ready(shared)),
         "/incidents" => ("/incidents", list(Kind::Incidents, request, shared).await),
         "/stops" => ("/stops", list(Kind::Stops, request, shared).await),
         "/records" => ("/records", list(Kind::All, request, shared).await),
-        _ => match path.strip_prefix("/stops/").filter(|id| !id.is_empty()) {
-            Some(id) => ("/stops/ID", one(id, shared).await),
-            None => ("-", answer::say(StatusCode::NOT_FOUND, "not found; / lists what there is")),
+        _ => match path[1..].split_once('/').filter(|(_, id)| !id.is_empty()) {
+            Some(("stops", id)) => ("/stops/ID", stop(id, shared).await),
+            Some(("incidents", id)) => ("/incidents/ID", incident(id, shared).await),
+            Some(("stop", id)) => ("/stop/ID", page::stop(id, shared).await),
+            Some(("incident", id)) => ("/incident/ID", page::incident(id, shared).await),
+            _ => ("-", answer::say(StatusCode::NOT_FOUND, "not found; / lists what there is")),
         },
     };
     shared.count(route, response.status().as_u16());
     response
+}
+
+const FOREIGN: &str = "this address is for this host alone: ask for it as 127.0.0.1 or localhost";
+
+/// A page from elsewhere can let a name of its own mean 127.0.0.1, and its script then reads what is answered here. So on
+/// loopback only what nobody else can give away is a name: addresses and `localhost`. Who sends no name is no browser.
+fn is_this_host(request: &Request<Incoming>) -> bool {
+    let Some(host) = request.headers().get(HOST) else { return true };
+    let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());
+    host.is_some_and(|host| {
+        let name = host.host().trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost") || name.parse::<IpAddr>().is_ok()
+    })
 }
 
 fn metrics(shared: &Shared) -> Response<Body> {
@@ -68,7 +88,10 @@ struct Health {
     ready: bool,
     input_age_ms: u64,
     store: StoreHealth,
+    /// Ids of what lowers verdicts.
     degraded: Vec<String>,
+    /// Ids of what this host does not give as well, without which verdicts are the same.
+    lacks: Vec<String>,
 }
 
 #[derive(Serialize)]
@@ -79,9 +102,9 @@ struct StoreHealth {
 }
 
 fn health(shared: &Shared) -> Response<Body> {
-    let (started, ready, age, degraded) = {
+    let (started, ready, age, degraded, lacks) = {
         let tally = shared.state.tally();
-        (tally.has_started(), tally.is_ready(), tally.age(), tally.degraded())
+        (tally.has_started(), tally.is_ready(), tally.age(), tally.degraded(), tally.lacks())
     };
     let Stats { failing, waiting, dropped, .. } = shared.state.store.stats();
     let status = match () {
@@ -97,6 +120,7 @@ fn health(shared: &Shared) -> Response<Body> {
         input_age_ms: (age * 1000.0) as u64,
         store: StoreHealth { failing, waiting, dropped },
         degraded,
+        lacks,
     };
     let code = if status == "failing" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
     // Plain strings and numbers.
@@ -174,7 +198,7 @@ fn page_of(found: &Found) -> Response<Body> {
 }
 
 /// A stop and its incidents.
-async fn one(id: &str, shared: &Arc<Shared>) -> Response<Body> {
+async fn stop(id: &str, shared: &Arc<Shared>) -> Response<Body> {
     let Ok(id) = percent_decode_str(id).decode_utf8() else { return answer::bad("the id is no UTF-8") };
     let durable = *shared.state.store.durable.borrow();
     let query = Query { stop: Some(id.clone().into_owned()), limit: Some(LIMIT_MAX), ..Query::default() };
@@ -191,4 +215,18 @@ async fn one(id: &str, shared: &Arc<Shared>) -> Response<Body> {
     };
     let text = format!("{{\"stop\":{stop},\"more\":{},\"incidents\":[{}]}}\n", found.more, incidents.join(","));
     answer::full(StatusCode::OK, JSON, text)
+}
+
+async fn incident(id: &str, shared: &Arc<Shared>) -> Response<Body> {
+    let Ok(id) = percent_decode_str(id).decode_utf8() else { return answer::bad("the id is no UTF-8") };
+    let durable = *shared.state.store.durable.borrow();
+    let id = Some(id.into_owned());
+    let query = Query { kind: Kind::Incidents, id, limit: Some(1), ..Query::default() };
+    match run(query, shared.state.store.clone(), durable).await {
+        Ok(found) => match found.records.into_iter().next() {
+            Some(record) => answer::full(StatusCode::OK, JSON, record.json + "\n"),
+            None => answer::say(StatusCode::NOT_FOUND, "no such incident is in the store: it is too old, or never was"),
+        },
+        Err(response) => response,
+    }
 }

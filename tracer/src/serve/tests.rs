@@ -3,7 +3,7 @@
 use super::client::{Agent, ClientError};
 use super::*;
 use crate::model::Input;
-use crate::model::input::{HookState, HookStatus, Started};
+use crate::model::input::{Degraded, HookState, HookStatus, Started};
 use crate::store::{Limits, Now, Query, Store, sink};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -63,7 +63,7 @@ impl Site {
     }
 
     fn get(&self, path: &str) -> (u16, String) {
-        let text = self.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));
+        let text = self.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
     }
@@ -140,23 +140,71 @@ fn what_is_wrong_is_told() {
         ("/nothing", 404, "/ lists"),
         ("/../../etc/passwd", 404, "/ lists"),
         ("/stops/..%2f..%2fetc", 404, "no stop"),
+        ("/incidents/nothing", 404, "no such incident"),
+        ("/incidents/", 404, "/ lists"),
     ] {
         let (found, body) = site.get(path);
         assert_eq!(found, code, "{path}: {body}");
         assert!(body.contains(says) && body.lines().count() == 1, "{path}: {body}");
         assert!(!body.contains('\x1b'), "{body:?}");
     }
-    let post = site.ask("POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    let post = site.ask("POST /metrics HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
     assert!(post.starts_with("HTTP/1.1 405 ") && post.to_lowercase().contains("allow: get, head"), "{post}");
-    let head = site.ask("HEAD /incidents HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let head = site.ask("HEAD /incidents HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
-    let long = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(100_000));
+    let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let mut stream = TcpStream::connect(site.server.address).unwrap();
     // It may be closed before it has taken everything.
     let _ = stream.write_all(long.as_bytes());
     let mut text = Vec::new();
     let _ = stream.read_to_end(&mut text);
     assert!(text.is_empty() || text.starts_with(b"HTTP/1.1 431 "), "{:?}", String::from_utf8_lossy(&text));
+    site.end();
+}
+
+#[test]
+fn pages_for_browsers_and_lists_for_programs() {
+    let site = site(1, Bounds::default());
+    let ask = |path: &str, more: &str| site.ask(&format!("GET {path} HTTP/1.0\r\n{more}\r\n"));
+    let page = ask("/", "Accept: application/xhtml+xml, text/html;q=0.9\r\n");
+    let head = page.split("\r\n\r\n").next().unwrap().to_lowercase();
+    for header in [
+        "content-type: text/html; charset=utf-8",
+        "content-security-policy: default-src 'none'; style-src 'self'",
+        "x-content-type-options: nosniff",
+        "referrer-policy: no-referrer",
+        "vary: accept",
+    ] {
+        assert!(head.contains(header), "{header}: {head}");
+    }
+    // The record of this test is none of this version.
+    assert!(page.contains("1 records are of another version") && page.contains("It is starting"), "{page}");
+    assert!(ask("/", "Accept: */*\r\n").contains("/healthz       200"));
+    assert!(ask("/style.css", "").to_lowercase().contains("content-type: text/css"));
+    let wrong = ask("/?cause=nonsense", "Accept: text/html\r\n");
+    assert!(
+        wrong.contains(" 400 ") && wrong.contains("no cause is called") && !wrong.contains("Nothing here"),
+        "{wrong}"
+    );
+    assert!(ask("/stop/17", "").contains(" 404 ") && ask("/incident/17", "").contains(" 404 "));
+    let (code, json) = site.get("/incidents/1");
+    assert_eq!((code, json), (200, record(1) + "\n"));
+    site.end();
+}
+
+#[test]
+fn a_name_that_somebody_else_gives_to_this_address_is_turned_away() {
+    let site = site(1, Bounds::default());
+    let code = |host: &str| {
+        let text = site.ask(&format!("GET /incidents HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        text.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
+    };
+    for host in ["localhost", "LOCALHOST:9502", "127.0.0.1", "127.0.0.1:1", "[::1]:9502", "10.1.2.3"] {
+        assert_eq!(code(host), 200, "{host}");
+    }
+    for host in ["evil.example", "127.0.0.1.evil.example:9502", "localhost.evil.example", "x@evil.example", ""] {
+        assert!([400, 403].contains(&code(host)), "{host}");
+    }
     site.end();
 }
 
@@ -195,6 +243,21 @@ fn health_and_readiness() {
     site.state.tally().input(&started(HookState::Failed { why: "x".into() }));
     let health = site.json("/healthz");
     assert_eq!((&health["status"], &health["degraded"][0]), (&"degraded".into(), &"hook signal_generate".into()));
+    // What no verdict needs is told, and is not worth an alarm.
+    let mut lacking = started(HookState::Attached);
+    let lack = |id: &str| Degraded { id: id.into(), text: String::new() };
+    if let Input::Started(started) = &mut lacking {
+        started.degraded = vec![lack("no-tracefs"), lack("no-nginx-uprobes")];
+    }
+    site.state.tally().input(&lacking);
+    let health = site.json("/healthz");
+    assert_eq!((&health["status"], health["lacks"].as_array().unwrap().len()), (&"ok".into(), 2), "{health}");
+    if let Input::Started(started) = &mut lacking {
+        started.degraded.push(lack("no-reply-resets"));
+    }
+    site.state.tally().input(&lacking);
+    let health = site.json("/healthz");
+    assert_eq!((&health["status"], &health["degraded"]), (&"degraded".into(), &serde_json::json!(["no-reply-resets"])));
     site.state.tally().input(&Input::Stopped { at: 3 });
     assert_eq!(site.get("/readyz").0, 503);
     site.end();
@@ -259,9 +322,9 @@ fn slow_and_hanging_clients_hold_nobody_up() {
     };
     let site = site(0, bounds);
     // Half a header, nothing, and a connection that is kept for later.
-    let mut half = site.send("GET /metrics HTTP/1.1\r\nHost: x\r\nX-");
+    let mut half = site.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nX-");
     let mut none = site.send("");
-    let mut idle = site.send("GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut idle = site.send("GET /readyz HTTP/1.1\r\nHost: localhost\r\n\r\n");
     for stream in [&mut half, &mut none, &mut idle] {
         let mut rest = Vec::new();
         // Closed, with or without an answer, and not after a minute.
@@ -270,7 +333,7 @@ fn slow_and_hanging_clients_hold_nobody_up() {
 
     // Streams that nobody reads, with more than a socket holds.
     let big = format!(r#"{{"type":"incident","id":"1","at":"2026","pad":"{}"}}"#, "x".repeat(1 << 20));
-    let hang = || site.send("GET /incidents?follow=1&after=0 HTTP/1.1\r\nHost: x\r\n\r\n");
+    let hang = || site.send("GET /incidents?follow=1&after=0 HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let _hanging = [hang(), hang()];
     wait("two streams", || site.get("/incidents?follow=1").0 == 503);
     for n in 1..=20 {
@@ -293,7 +356,7 @@ fn connections_are_bounded() {
     let site = site(0, Bounds { connections: 4, ..Bounds::default() });
     let mut held: Vec<TcpStream> = (0..4).map(|_| site.send("")).collect();
     wait("a refusal", || {
-        let mut stream = site.send("GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let mut stream = site.send("GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let mut text = Vec::new();
         let _ = stream.read_to_end(&mut text);
         text.is_empty()
@@ -302,7 +365,7 @@ fn connections_are_bounded() {
     one.shutdown(Shutdown::Both).unwrap();
     drop(one);
     wait("room", || {
-        let mut stream = site.send("GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        let mut stream = site.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let mut text = String::new();
         stream.read_to_string(&mut text).is_ok() && text.contains("why502_http_refused_total{reason=\"connections\"}")
     });

@@ -59,3 +59,16 @@ impl<'a> EventLine<'a> {
         serde_json::to_string(self)
     }
 }
+
+/// What [`output`] wrote. An error: it is of another version of why502, or something else.
+pub fn parse(json: &str) -> serde_json::Result<Output> {
+    #[derive(serde::Deserialize)]
+    struct Typed<'a> {
+        #[serde(rename = "type", borrow)]
+        kind: std::borrow::Cow<'a, str>,
+    }
+    Ok(match &*serde_json::from_str::<Typed<'_>>(json)?.kind {
+        "stop" => Output::Stop(Box::new(serde_json::from_str(json)?)),
+        _ => Output::Incident(Box::new(serde_json::from_str(json)?)),
+    })
+}

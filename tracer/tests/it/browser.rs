@@ -1,23 +1,21 @@
 //! The pages in a real browser: nothing on its console, nothing fetched from elsewhere, no label on another, keys reach the
 //! steps, narrow and wide, light and dark. Screenshots are left in the folder that is printed.
 
-use crate::page_samples::{HOSTILE, hostile, many, recorded, with_api};
+use crate::page_samples::{many, recorded, with_api};
 use serde_json::{Value, json};
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
-use why502::model::Output;
-use why502::page::{self, Filter, ListPage, StopPage};
+use why502::page;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// chromium, driven by its DevTools protocol over pipes: it reads from 3 and writes to 4, messages end with a zero.
-struct Browser {
+pub(crate) struct Browser {
     child: Child,
     to: ChildStdin,
     from: Receiver<Value>,
@@ -29,7 +27,7 @@ struct Browser {
 }
 
 impl Browser {
-    fn start() -> Option<Browser> {
+    pub(crate) fn start() -> Option<Browser> {
         let path = std::env::var_os("PATH")?;
         let names = ["chromium", "chromium-browser", "google-chrome"];
         let program = std::env::split_paths(&path).flat_map(|dir| names.map(|n| dir.join(n))).find(|p| p.is_file())?;
@@ -84,7 +82,7 @@ impl Browser {
         }
     }
 
-    fn load(&mut self, url: &str, width: u32, scheme: &str) {
+    pub(crate) fn load(&mut self, url: &str, width: u32, scheme: &str) {
         self.events.clear();
         self.ask(
             "Emulation.setDeviceMetricsOverride",
@@ -99,13 +97,13 @@ impl Browser {
         }
     }
 
-    fn eval(&mut self, script: &str) -> Value {
+    pub(crate) fn eval(&mut self, script: &str) -> Value {
         let result = self.ask("Runtime.evaluate", json!({"expression": script, "returnByValue": true}));
         assert!(result["exceptionDetails"].is_null(), "{result}");
         result["result"]["value"].clone()
     }
 
-    fn key(&mut self, key: &str) {
+    pub(crate) fn key(&mut self, key: &str) {
         for kind in ["keyDown", "keyUp"] {
             let code = if key == "Tab" { 9 } else { 13 };
             self.ask(
@@ -116,7 +114,7 @@ impl Browser {
     }
 
     /// What went wrong, and every address that was asked for.
-    fn complaints(&self, origin: &str) -> Vec<String> {
+    pub(crate) fn complaints(&self, origin: &str) -> Vec<String> {
         let of = |e: &Value| {
             let p = &e["params"];
             match e["method"].as_str() {
@@ -134,7 +132,7 @@ impl Browser {
         self.events.iter().filter_map(of).collect()
     }
 
-    fn screenshot(&mut self, to: &Path) {
+    pub(crate) fn screenshot(&mut self, to: &Path) {
         let shot = self.ask("Page.captureScreenshot", json!({"captureBeyondViewport": true}));
         fs::write(to, decode(shot["data"].as_str().unwrap())).unwrap();
     }
@@ -165,7 +163,7 @@ fn decode(text: &str) -> Vec<u8> {
 }
 
 /// Pairs of texts of the pictures that lie on each other by more than a pixel, and texts that are cut off.
-const OVERLAPS: &str = "(() => {
+pub(crate) const OVERLAPS: &str = "(() => {
   const bad = [];
   for (const svg of document.querySelectorAll('.picture svg')) {
     const whole = svg.getBoundingClientRect();
@@ -218,7 +216,6 @@ fn in_a_browser() {
         }
     }
     keys(&mut browser, &dir);
-    served(&mut browser, &dir);
 }
 
 /// By keys alone: over the picture, to a step, to its row.
@@ -240,69 +237,4 @@ fn keys(browser: &mut Browser, dir: &Path) {
     assert_eq!(outline, "solid", "the focus is to be seen");
     browser.key("Enter");
     assert_eq!(browser.eval("document.querySelector('tr:target') !== null"), true);
-}
-
-/// As `serve` gives them: with the header that forbids everything but the stylesheet.
-fn served(browser: &mut Browser, dir: &Path) {
-    let (stop, incidents) = many(50);
-    let rows: Vec<Output> = [Output::Stop(Box::new(stop.clone()))]
-        .into_iter()
-        .chain(incidents.iter().map(|i| Output::Incident(Box::new(i.clone()))))
-        .collect();
-    let filter = Filter::default();
-    let list = page::list(&ListPage {
-        node: "node-1",
-        filter: &filter,
-        rows: &rows,
-        older: Some(9),
-        paged: false,
-        problem: None,
-    });
-    let mut pages = vec![
-        ("/".to_string(), list),
-        ("/stop/1".into(), page::stop(&StopPage { stop: &stop, others: &[], incidents: &incidents, left_out: 0 })),
-        ("/incident/1".into(), page::incident(&incidents[0])),
-    ];
-    for (n, text) in HOSTILE.iter().enumerate() {
-        let (stop, incidents) = hostile(text);
-        let page = StopPage { stop: &stop, others: &[], incidents: &incidents, left_out: 0 };
-        pages.push((format!("/stop/hostile-{n}"), page::stop(&page)));
-    }
-    let paths: Vec<String> = pages.iter().map(|(path, _)| path.clone()).collect();
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let origin = format!("http://{}", listener.local_addr().unwrap());
-    // It ends with the process: there is no more to a test's server than this.
-    thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = [0; 4096];
-            let Ok(n) = stream.read(&mut request) else { continue };
-            let text = String::from_utf8_lossy(&request[..n]).into_owned();
-            let path = text.split(' ').nth(1).unwrap_or("").to_owned();
-            let found = pages.iter().find(|(p, _)| *p == path).map(|(_, html)| html.as_str());
-            let (kind, body) = match found {
-                Some(html) => ("text/html; charset=utf-8", html),
-                None if path == "/style.css" => ("text/css", page::STYLE),
-                None => ("text/plain", "no"),
-            };
-            let status = if body == "no" { "404 Not Found" } else { "200 OK" };
-            let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nContent-Security-Policy: {}\r\nConnection: close\r\n\r\n",
-                body.len(),
-                page::CSP
-            );
-            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
-        }
-    });
-    for path in paths {
-        browser.load(&format!("{origin}{path}"), 1280, "dark");
-        assert_eq!(browser.complaints(&origin), Vec::<String>::new(), "{path}");
-        let painted = browser.eval("getComputedStyle(document.body).backgroundColor");
-        assert_eq!(painted, "rgb(15, 19, 23)", "{path}: it has its style");
-        let active = browser.eval("document.querySelectorAll('script, img, iframe, object, base, [onerror], [onload], [onfocus], [style]').length");
-        assert_eq!(active, 0, "{path}");
-        if !path.contains("hostile") || path.ends_with("-4") {
-            browser.screenshot(&dir.join(format!("served{}.png", path.replace('/', "-"))));
-        }
-    }
 }

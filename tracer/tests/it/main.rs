@@ -20,4 +20,5 @@ mod recording;
 mod samples;
 mod samples_kube;
 mod schema;
+mod served;
 mod text;

@@ -265,7 +265,15 @@ fn no_text_becomes_markup() {
         let filter = Filter { kind: t(), namespace: t(), pod: t(), workload: t(), cause: t(), since: t(), until: t() };
         let problem = Some(*text);
         harmless(
-            &page::list(&ListPage { node: text, filter: &filter, rows: &rows, older: Some(7), paged: true, problem }),
+            &page::list(&ListPage {
+                node: text,
+                filter: &filter,
+                rows: &rows,
+                older: Some(7),
+                paged: true,
+                problem,
+                notices: &[text.to_string()],
+            }),
             text,
         );
         // It is there to be read.
@@ -287,6 +295,7 @@ fn the_list_has_pages_and_keeps_its_filter() {
         older: Some(4711),
         paged: false,
         problem: None,
+        notices: &[],
     });
     let all = parse(&page);
     let shown = all.iter().filter(|e| e.name == "td" && e.has_class("wide")).count();
@@ -305,8 +314,15 @@ fn the_list_folds_what_a_stop_lost() {
     let rows: Vec<Output> =
         incidents.into_iter().map(|i| Output::Incident(Box::new(i))).chain([Output::Stop(Box::new(stop))]).collect();
     let filter = Filter::default();
-    let page =
-        page::list(&ListPage { node: "n", filter: &filter, rows: &rows, older: None, paged: true, problem: None });
+    let page = page::list(&ListPage {
+        node: "n",
+        filter: &filter,
+        rows: &rows,
+        older: None,
+        paged: true,
+        problem: None,
+        notices: &[],
+    });
     let all = parse(&page);
     let counts: Vec<&str> = all.iter().filter(|e| e.name == "b").map(|e| e.text.as_str()).collect();
     assert_eq!(counts, ["700 × ", "100 × ", "200 × ", "nginx stopped"]);
