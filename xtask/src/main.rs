@@ -4,9 +4,11 @@ mod accuracy;
 mod apt;
 mod bench;
 mod build;
+mod chart;
 mod cluster;
 mod containerds;
 mod demo;
+mod dist;
 mod gates;
 mod kernels;
 mod lint;
@@ -55,6 +57,10 @@ enum Task {
     Accuracy(accuracy::Args),
     /// Set up, build, and end pods of a real Kubernetes node under load (root; the first time it builds the kubelet: 15 min)
     Cluster(cluster::Args),
+    /// Render the Helm chart into the plain manifests, and check it (needs Go and sprig, which it installs)
+    Chart(chart::Args),
+    /// Build what is handed out: static binary, deb, images, chart, manifests (target/dist)
+    Dist(dist::Args),
     /// Check the probes' sources: the rules against kernel panics, and clippy for the BPF target
     Lint(lint::Args),
 }
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Accuracy(args) => accuracy::run(&args),
         Task::Cluster(args) => cluster::run(&args),
+        Task::Chart(args) => chart::run(&args),
+        Task::Dist(args) => dist::run(&args),
         Task::Lint(args) => lint::run(&args),
     };
     match done {

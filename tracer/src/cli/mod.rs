@@ -9,6 +9,7 @@ mod incidents;
 mod judge;
 mod kube;
 mod live;
+mod man;
 mod output;
 mod record;
 mod runtime;
@@ -49,6 +50,8 @@ enum Command {
     Check(check::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    Man(man::Args),
 }
 
 /// Runs the command of the process's arguments. Whoever reads stdout may go away at any time: that is a quiet end.
@@ -76,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(&args),
     }
 }
 

@@ -12,8 +12,8 @@ use why502::model::{Cause, Input, Output};
 use why502::store::quota::{PER_HOUR, Quota};
 
 const DOC: &str = include_str!("../../../docs/metrics.md");
-const DASHBOARD: &str = include_str!("../../../packaging/dashboard.json");
-const ALERTS: &str = include_str!("../../../packaging/alerts.yaml");
+const DASHBOARD: &str = include_str!("../../../packaging/helm/why502/files/dashboard.json");
+const ALERTS: &str = include_str!("../../../packaging/helm/why502/files/alerts.yaml");
 
 fn row(metric: &Metric) -> String {
     let kind = match metric.kind {

@@ -1,0 +1,98 @@
+//! What goes beside the program, laid out as in a root directory.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+
+use super::VERSION;
+use crate::sh;
+
+/// Shell, and where its script goes.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "usr/share/bash-completion/completions/why502"),
+    ("zsh", "usr/share/zsh/vendor-completions/_why502"),
+    ("fish", "usr/share/fish/vendor_completions.d/why502.fish"),
+];
+const MANUAL: &str = "usr/share/man/man1";
+const UNIT: &str = "usr/lib/systemd/system/why502.service";
+const DOCUMENTS: &str = "usr/share/doc/why502";
+
+/// Fills `root` as the package of a distribution does.
+pub(super) fn lay_out(program: &Path, root: &Path) -> Result<()> {
+    let packaging = sh::root().join("packaging");
+    put(program, &root.join("usr/bin/why502"), 0o755)?;
+    put(&packaging.join("systemd/why502.service"), &root.join(UNIT), 0o644)?;
+    put(&packaging.join("deb/why502.default"), &root.join("etc/default/why502"), 0o644)?;
+    let manual = root.join(MANUAL);
+    fs::create_dir_all(&manual)?;
+    sh::run(Command::new(program).arg("man").arg(&manual))?;
+    // The program says its own version; a package that says another would be a lie.
+    let said = sh::capture(Command::new(program).arg("--version"))?;
+    anyhow::ensure!(
+        said.trim() == format!("why502 {VERSION}"),
+        "{} is {}, not {VERSION}",
+        program.display(),
+        said.trim()
+    );
+    for (shell, to) in COMPLETIONS {
+        let script = sh::capture(Command::new(program).args(["completions", shell]))?;
+        write(&root.join(to), &script)?;
+    }
+    write(&root.join(DOCUMENTS).join("copyright"), &copyright()?)?;
+    let docs = sh::root().join("docs");
+    for page in fs::read_dir(&docs)?.flatten().map(|entry| entry.path()) {
+        if page.extension().is_some_and(|ext| ext == "md") {
+            put(&page, &root.join(DOCUMENTS).join(page.file_name().context("a name")?), 0o644)?;
+        }
+    }
+    put(&sh::root().join("README.md"), &root.join(DOCUMENTS).join("README.md"), 0o644)
+}
+
+/// The same in one folder, for who has no package manager: no file leaves it.
+pub(super) fn portable(root: &Path, to: &Path) -> Result<()> {
+    put(&root.join("usr/bin/why502"), &to.join("why502"), 0o755)?;
+    put(&root.join(UNIT), &to.join("why502.service"), 0o644)?;
+    for (shell, path) in COMPLETIONS {
+        put(&root.join(path), &to.join("completions").join(format!("why502.{shell}")), 0o644)?;
+    }
+    for page in fs::read_dir(root.join(MANUAL))?.flatten() {
+        put(&page.path(), &to.join("man").join(page.file_name()), 0o644)?;
+    }
+    for name in ["README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
+        put(&sh::root().join(name), &to.join(name), 0o644)?;
+    }
+    put(&sh::root().join("packaging/seccomp/why502.json"), &to.join("seccomp.json"), 0o644)
+}
+
+fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a folder")?)?;
+    fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+fn write(to: &Path, text: &str) -> Result<()> {
+    fs::create_dir_all(to.parent().context("a folder")?)?;
+    fs::write(to, text).with_context(|| to.display().to_string())
+}
+
+/// In Debian's machine-readable form; the Apache licence is in every Debian already.
+fn copyright() -> Result<String> {
+    let mit = fs::read_to_string(sh::root().join("LICENSE-MIT")).context("LICENSE-MIT")?;
+    let holder = mit.lines().find_map(|line| line.strip_prefix("Copyright (c) ")).unwrap_or("the why502 authors");
+    let body: String = mit
+        .lines()
+        .skip_while(|line| !line.starts_with("Permission"))
+        .map(|line| if line.trim().is_empty() { " .\n".into() } else { format!(" {line}\n") })
+        .collect();
+    Ok(format!(
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: why502\n\n\
+         Files: *\nCopyright: {holder}\nLicense: Expat or Apache-2.0\n\n\
+         License: Expat\n{body}\n\
+         License: Apache-2.0\n The text is in /usr/share/common-licenses/Apache-2.0.\n\n\
+         Comment: the eBPF programs inside are also under GPL-2.0-only, which the kernel asks of them.\n"
+    ))
+}

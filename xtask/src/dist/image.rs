@@ -1,0 +1,64 @@
+//! The container images, built and saved by docker.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{VERSION, epoch};
+use crate::sh;
+
+/// Where root is not allowed, the rights are the file's: the kernel gives them to whoever runs it.
+const FILE_CAPABILITIES: &str = "cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search+ep";
+
+/// Fails with what to do where docker does not answer.
+pub(super) fn reachable() -> Result<()> {
+    if sh::find("docker").is_none() {
+        bail!("docker is missing, which builds the images: apt-get install docker.io, or --no-image to go without");
+    }
+    let said = sh::capture(Command::new("docker").args(["version", "-f", "{{.Server.Version}}"]));
+    said.context("docker's daemon does not answer: start it, name it in DOCKER_HOST, or --no-image to go without")?;
+    Ok(())
+}
+
+/// `why502:VERSION`, which runs as root, and `why502:VERSION-nonroot`, whose program has file capabilities.
+pub(super) fn build(program: &Path, work: &Path, dist: &Path) -> Result<()> {
+    let plain = format!("why502:{VERSION}");
+    let capable = format!("why502:{VERSION}-nonroot");
+    one(program, work, &plain, false)?;
+    one(program, work, &capable, true)?;
+    let to = dist.join(format!("why502-{VERSION}-image.tar"));
+    // No registry: `docker load` and `ctr images import` take it.
+    sh::run(Command::new("docker").arg("save").arg("-o").arg(&to).args([&plain, &capable]))?;
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
+    Ok(())
+}
+
+fn one(program: &Path, work: &Path, tag: &str, capable: bool) -> Result<()> {
+    let (context, root) = (work.join("image"), work.join("image-root"));
+    for dir in [&context, &root] {
+        // Of the other image.
+        let _ = fs::remove_dir_all(dir);
+        fs::create_dir(dir)?;
+    }
+    fs::copy(program, root.join("why502"))?;
+    fs::set_permissions(root.join("why502"), fs::Permissions::from_mode(0o755))?;
+    let mut tar = Command::new("tar");
+    tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"]).arg(format!("--mtime=@{}", epoch()));
+    if capable {
+        sh::run(Command::new("setcap").arg(FILE_CAPABILITIES).arg(root.join("why502")))
+            .context("setcap (of the package libcap2-bin) as root makes the image for other users than root")?;
+        tar.args(["--format=pax", "--xattrs", "--xattrs-include=security.capability"]);
+    }
+    sh::run(tar.arg("-C").arg(&root).arg("-cf").arg(context.join("root.tar")).arg("why502"))?;
+    let mut docker = Command::new("docker");
+    docker.args(["build", "-q", "-t", tag, "--build-arg", &format!("VERSION={VERSION}")]);
+    docker.arg("-f").arg(sh::root().join("packaging/Dockerfile")).arg(&context);
+    // The builder that every docker has.
+    docker.env("DOCKER_BUILDKIT", "0");
+    let id = sh::capture(&mut docker)?;
+    println!("image       {tag} {}", id.trim());
+    Ok(())
+}
