@@ -4,6 +4,7 @@ mod check;
 mod completions;
 mod doctor;
 mod explain;
+mod export;
 mod host;
 mod incidents;
 mod judge;

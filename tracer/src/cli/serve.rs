@@ -1,6 +1,7 @@
 //! `why502 serve`: what an agent on a node runs. The same pipeline as `watch`; the verdicts go into the store, which HTTP
 //! shows.
 
+use super::export::{ExportArgs, Exports};
 use super::judge::{Judge, is_blamed};
 use super::kube::KubeArgs;
 use super::live::{self, Wish};
@@ -76,6 +77,8 @@ pub(super) struct Args {
     runtime: RuntimeArgs,
     #[command(flatten)]
     kube: KubeArgs,
+    #[command(flatten)]
+    export: ExportArgs,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -84,14 +87,22 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtimes = args.runtime.wish()?;
     let kube = args.kube.resolve()?;
     let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
-    let boot_id = Host::read(Path::new("/")).boot_id;
+    let Host { boot_id, node: host, .. } = Host::read(Path::new("/"));
     let limits = Limits { max_bytes: args.store_size, max_age_s: args.store_age.as_secs() };
     let store = Store::start(&args.store, limits, sink::WAITING, move || Now::read(&boot_id))?;
     let state = Arc::new(State::new(store.view()));
     let server = Server::start(listener, Arc::clone(&state), Bounds::default()).context("cannot start HTTP")?;
     say(format_args!("http://{} and {}", server.address, args.store.display()));
-    let mut agent =
-        Agent { judge: Judge::new(), state, all: args.all, quota: Quota::default(), counted: 0, complaint: None };
+    let exports = args.export.start(&kube, &host, &state)?;
+    let mut agent = Agent {
+        judge: Judge::new(),
+        state,
+        all: args.all,
+        quota: Quota::default(),
+        exports,
+        counted: 0,
+        complaint: None,
+    };
     let wish = Wish {
         all_signals: false,
         duration: None,
@@ -103,10 +114,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         shed: args.shed,
     };
     let result = live::run(wish, |input, view| agent.feed(input, view, &store));
-    let Agent { judge, state, .. } = agent;
+    let Agent { judge, state, exports, .. } = agent;
     // Also when the start failed: what was kept before is safe, and clients are told.
     server.stop();
     let kept = store.finish(PATIENCE);
+    exports.finish(PATIENCE);
     let mut summary = result?;
     judge.conclude(&mut summary);
     let stats = state.store.stats();
@@ -120,6 +132,7 @@ struct Agent {
     state: Arc<State>,
     all: bool,
     quota: Quota,
+    exports: Exports,
     /// When the kernel's counters were read last.
     counted: BootNs,
     /// What was said about the store last.
@@ -145,6 +158,7 @@ impl Agent {
                 self.state.tally().skipped();
             }
         }
+        self.exports.feed(input, &outputs, &self.state);
         if let (Input::Tick { .. } | Input::Ready { .. }, Some(live)) = (input, view.live) {
             let now = clock::boot_ns();
             if now.saturating_sub(self.counted) >= COUNTERS {
@@ -154,6 +168,7 @@ impl Agent {
                     self.state.tally().hooks(hooks);
                 }
                 self.complain();
+                self.exports.complain();
             }
         }
         Ok(ControlFlow::Continue(()))

@@ -92,6 +92,16 @@ metrics! {
         "Number of the oldest record that can be there.";
     STORE_LAST = Gauge "why502_store_last_sequence" []
         "Number of the newest record.";
+    EXPORT_OK = Gauge "why502_export_ok" ["to"]
+        "0 while what goes to a server elsewhere (Kubernetes Events, OTLP) cannot be delivered; it waits in memory then.";
+    EXPORT_SENT = Counter "why502_export_sent_total" ["to"]
+        "Events and log records that a server elsewhere has taken.";
+    EXPORT_WAITING = Gauge "why502_export_waiting" ["to"]
+        "Events and log records that wait for a server elsewhere.";
+    EXPORT_FAILURES = Counter "why502_export_failures_total" ["to"]
+        "Tries at a delivery that failed and are made again.";
+    EXPORT_DROPPED = Counter "why502_export_dropped_total" ["to", "reason"]
+        "What a server elsewhere never got: too many waited (queue), it did not want them (refused), bounded (rate), a pod without a name (unnamed).";
     HTTP_REQUESTS = Counter "why502_http_requests_total" ["route", "code"]
         "Requests to why502's own HTTP server.";
     HTTP_CONNECTIONS = Gauge "why502_http_connections" []

@@ -9,7 +9,9 @@ use crate::model::input::{HookState, SourceState, Started};
 use crate::model::kube::Said;
 use crate::model::{Input, Output};
 use crate::ring::counters::HookTotals;
+use crate::sinks::events::Left;
 use crate::sinks::names;
+use crate::sinks::outbox::Gauge;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
@@ -48,6 +50,20 @@ pub struct Tally {
     sources: BTreeMap<String, bool>,
     hooks: Vec<HookTotals>,
     skipped: u64,
+    exports: Vec<Export>,
+}
+
+/// A server elsewhere.
+struct Export {
+    to: &'static str,
+    gauge: Gauge,
+    left: Option<Left>,
+}
+
+impl std::fmt::Debug for Export {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Export").field("to", &self.to).field("left", &self.left).finish_non_exhaustive()
+    }
 }
 
 impl Default for Tally {
@@ -69,6 +85,7 @@ impl Default for Tally {
             sources: BTreeMap::new(),
             hooks: Vec::new(),
             skipped: 0,
+            exports: Vec::new(),
         }
     }
 }
@@ -170,6 +187,32 @@ impl Tally {
         self.skipped += 1;
     }
 
+    /// Something is sent to a server elsewhere; `gauge` tells how it goes.
+    pub fn export(&mut self, to: &'static str, gauge: Gauge) {
+        self.exports.push(Export { to, gauge, left: None });
+    }
+
+    /// What was not sent there on purpose.
+    pub fn left(&mut self, to: &str, left: Left) {
+        self.exports.iter_mut().filter(|export| export.to == to).for_each(|export| export.left = Some(left));
+    }
+
+    fn write_exports(&self, text: &mut Text) {
+        for Export { to, gauge, left } in &self.exports {
+            let stats = gauge();
+            text.add(&EXPORT_OK, &[to], u8::from(stats.failing.is_none()));
+            text.add(&EXPORT_SENT, &[to], stats.sent);
+            text.add(&EXPORT_WAITING, &[to], stats.waiting);
+            text.add(&EXPORT_FAILURES, &[to], stats.failures);
+            let more = left.map(|left| [("rate", left.limited), ("unnamed", left.unnamed)]);
+            for (reason, count) in
+                [("queue", stats.dropped), ("refused", stats.refused)].into_iter().chain(more.into_iter().flatten())
+            {
+                text.add(&EXPORT_DROPPED, &[to, reason], count);
+            }
+        }
+    }
+
     pub fn is_ready(&self) -> bool {
         self.ready
     }
@@ -228,6 +271,7 @@ impl Tally {
         self.others.iter().for_each(|(cause, count)| text.add(&OTHER_REQUESTS, &[cause], count));
         text.add(&OVERFLOW, &[], self.overflow);
         text.add(&STORE_SKIPPED, &[], self.skipped);
+        self.write_exports(text);
         self.signals.iter().for_each(|(number, count)| text.add(&SIGNALS, &[&names::signal(*number)], count));
         for (direction, count) in ["sent", "received"].iter().zip(self.resets) {
             text.add(&RESETS, &[direction], count);

@@ -4,6 +4,7 @@ mod browser;
 mod check;
 mod cli;
 mod drops;
+mod events;
 mod evidence;
 mod explain;
 mod hooks;

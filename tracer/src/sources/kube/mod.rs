@@ -10,9 +10,11 @@ mod doctor;
 mod read;
 mod state;
 mod watch;
+mod write;
 
 pub use connect::Place;
 pub use doctor::{Access, Examined, examine};
+pub use write::EventWriter;
 
 use crate::model::kube::{FactId, KubeFact, Said};
 use crate::model::{BootNs, Input};
