@@ -10,6 +10,7 @@
 //! runtime  pods run by real dockerd and containerd
 //! scene    a site under load: what scenarios stop, and what is compared
 //! kubelet  the end of a pod: preStop, endpoint propagation, stop signal, grace period
+//! agent    why502 serve: its HTTP, and what of it is in the kernel
 //! advised  a pod's end with and without what an advice changes
 //! load     the client and its ledger (one line per request)
 //! tracer   starts and stops why502
@@ -24,6 +25,7 @@
 
 pub mod accuracy;
 pub mod advised;
+pub mod agent;
 pub mod cgroup;
 pub mod cluster;
 pub mod fire;

@@ -37,6 +37,29 @@ impl Limit {
         Ok(limit)
     }
 
+    /// For a program that a test is about to start: it goes into [`Limit::procs`] itself.
+    pub fn named(name: &str, bytes: u64) -> Result<Self> {
+        let root = v1_root().context("memory is limited in a v1 hierarchy only")?;
+        let dir = root.join(name);
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        let limit = Self { dir: Some(dir.clone()), root };
+        write(&dir.join("memory.limit_in_bytes"), bytes)?;
+        let _ = fs::write(dir.join("memory.memsw.limit_in_bytes"), bytes.to_string());
+        Ok(limit)
+    }
+
+    /// Where a process writes its pid to be in it; v1 only.
+    pub fn procs(&self) -> Option<PathBuf> {
+        self.dir.as_ref().map(|dir| dir.join("cgroup.procs"))
+    }
+
+    /// The most that was in use at once, and how often the limit was hit; v1 only.
+    pub fn most(&self) -> Result<(u64, u64)> {
+        let dir = self.dir.as_ref().context("memory is measured in a v1 hierarchy only")?;
+        let read = |name: &str| -> Result<u64> { Ok(fs::read_to_string(dir.join(name))?.trim().parse()?) };
+        Ok((read("memory.max_usage_in_bytes")?, read("memory.failcnt")?))
+    }
+
     /// Whether this machine can set one.
     pub fn lacks() -> Option<String> {
         let v2 = v2_root().ok().and_then(|root| fs::read_to_string(root.join("cgroup.subtree_control")).ok());

@@ -121,6 +121,11 @@ impl Tracer {
         self.stderr.snapshot().iter().any(|l| l.trim() == "ready" || l.trim() == "why502: ready")
     }
 
+    /// It has said this on stderr.
+    pub fn says(&self, text: &str) -> bool {
+        self.stderr.snapshot().iter().any(|line| line.contains(text))
+    }
+
     pub fn running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }

@@ -62,11 +62,11 @@ pub(super) struct Args {
     /// Also keep what is not the server's doing: client aborts, edge timeouts, resets by the requester
     #[arg(long)]
     all: bool,
-    /// How failed connects to unix sockets are seen
-    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    /// How failed connects to unix sockets are seen (watch --help says more)
+    #[arg(long, value_enum, value_name = "auto|syscalls|off", default_value_t, hide_possible_values = true)]
     unix_connect: UnixConnect,
     /// Whether nginx's own error messages and statuses are seen
-    #[arg(long, value_enum, value_name = "WHEN", default_value_t)]
+    #[arg(long, value_enum, value_name = "auto|on|off", default_value_t, hide_possible_values = true)]
     uprobes: UprobesWanted,
     /// For tests of what is said then: lose this share of the records
     #[arg(long, value_name = "SHARE[:SEED]", hide = true)]
@@ -86,7 +86,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let specs = args.specs.read()?;
     let runtimes = args.runtime.wish()?;
     let kube = args.kube.resolve()?;
-    let listener = TcpListener::bind(args.listen).with_context(|| format!("cannot listen on {}", args.listen))?;
+    let listener = TcpListener::bind(args.listen)
+        .with_context(|| format!("cannot listen on {} (--listen takes another address)", args.listen))?;
     let Host { boot_id, node: host, .. } = Host::read(Path::new("/"));
     let limits = Limits { max_bytes: args.store_size, max_age_s: args.store_age.as_secs() };
     let store = Store::start(&args.store, limits, sink::WAITING, move || Now::read(&boot_id))?;
@@ -167,9 +168,9 @@ impl Agent {
                 if let Ok(hooks) = live.so_far() {
                     self.state.tally().hooks(hooks);
                 }
-                self.complain();
                 self.exports.complain();
             }
+            self.complain();
         }
         Ok(ControlFlow::Continue(()))
     }

@@ -235,6 +235,17 @@ impl Tally {
         ids.chain(failed.map(|hook| format!("hook {}", hook.hook))).collect()
     }
 
+    /// The same for people: a line each.
+    pub fn degraded_texts(&self) -> Vec<String> {
+        let Some(started) = &self.started else { return Vec::new() };
+        let failed = started.hooks.iter().filter_map(|hook| match &hook.state {
+            HookState::Failed { why } => Some(format!("the probe {} failed: {why}", hook.hook)),
+            _ => None,
+        });
+        let lowers = started.degraded.iter().filter(|degraded| degraded.lowers());
+        lowers.map(|degraded| format!("{} ({})", degraded.text, degraded.id)).chain(failed).collect()
+    }
+
     /// Ids of what it does not give either, and verdicts are the same.
     pub fn lacks(&self) -> Vec<String> {
         let all = self.started.iter().flat_map(|started| &started.degraded);

@@ -109,7 +109,7 @@ async fn list(text: &str, shared: &Shared) -> Response<Body> {
 fn notices(shared: &Shared) -> Vec<String> {
     let (ready, started, degraded) = {
         let tally = shared.state.tally();
-        (tally.is_ready(), tally.has_started(), tally.degraded())
+        (tally.is_ready(), tally.has_started(), tally.degraded_texts())
     };
     let store = shared.state.store.stats();
     let mut all = Vec::new();
@@ -117,8 +117,8 @@ fn notices(shared: &Shared) -> Vec<String> {
         let what = if started { "Not every lost request is seen yet, or not any more" } else { "It is starting" };
         all.push(format!("{what}: /healthz says more."));
     }
-    all.extend(degraded.iter().map(|degraded| format!("Not everything is seen on this host: {degraded}.")));
-    all.extend(store.failing.map(|why| format!("New incidents cannot be written, they wait in memory: {why}.")));
+    all.extend(degraded.iter().map(|degraded| format!("Not everything is seen on this host: {degraded}")));
+    all.extend(store.failing.map(|why| format!("New incidents cannot be written, they wait in memory: {why}")));
     if store.dropped > 0 {
         all.push(format!("{} records were lost because the disk did not take them.", store.dropped));
     }

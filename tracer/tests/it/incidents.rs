@@ -92,6 +92,16 @@ fn prints(store: &Store, from: &[&str]) {
     child.wait().unwrap();
 }
 
+/// What people see first: 24 to 50 lines are a terminal.
+#[test]
+fn help_fits_one_screen() {
+    for command in ["serve", "incidents"] {
+        let help = stdout(&[command, "--help"]);
+        assert!(help.lines().count() <= 48, "{command}: {} lines\n{help}", help.lines().count());
+        assert!(help.contains("Examples:"), "{help}");
+    }
+}
+
 #[test]
 fn bad_usage_and_nothing_there() {
     for args in [
