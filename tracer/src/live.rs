@@ -207,7 +207,8 @@ impl Live {
         let started = clock::boot_ns();
         probes.attach()?;
         let mut drain = Drain::new(ring, root).map_err(io("cannot wait for the ring buffer"))?;
-        let mut degraded = degradations(&globals, &mounts, rights, &probes);
+        let host = Host::read(root);
+        let mut degraded = degradations(&globals, &mounts, rights, &probes, &host);
         degraded.extend(options.unix_connect.degraded(&probes.status()));
         let (mut uprobed, unprobed) = uprobes::start(&mut probes, options.uprobes, no_uprobes, root)?;
         degraded.extend(unprobed);
@@ -234,7 +235,6 @@ impl Live {
             skip.add(cgroup)?;
         }
 
-        let host = Host::read(root);
         let node = options.node.unwrap_or(host.node);
         let kube = options.kube.map(|place| kube::Source::start(place, node.clone(), clock::boot_ns));
         let kube = kube.transpose().map_err(io("cannot start the thread that watches the Kubernetes API"))?;
@@ -531,7 +531,13 @@ fn load(
 }
 
 /// What this kernel, these mounts and these rights cannot give; one line each.
-fn degradations(globals: &Globals, mounts: &Mounts, rights: Option<Rights>, probes: &Probes) -> Vec<Degraded> {
+fn degradations(
+    globals: &Globals,
+    mounts: &Mounts,
+    rights: Option<Rights>,
+    probes: &Probes,
+    host: &Host,
+) -> Vec<Degraded> {
     let mut all = globals.degraded.clone();
     let mut add = |id: &str, text: String| all.push(Degraded { id: id.to_owned(), text });
     if mounts.tracefs.is_none() {
@@ -549,6 +555,13 @@ fn degradations(globals: &Globals, mounts: &Mounts, rights: Option<Rights>, prob
     let missing = rights.map(|r| r.missing_to_identify()).unwrap_or_default();
     if !missing.is_empty() {
         add("no-identity-rights", format!("{} missing: some processes stay without names", missing.join(" and ")));
+    }
+    if missing.is_empty() && host.pidns == 0 {
+        let how = "hostPID: true in a pod, --pid=host of docker";
+        add(
+            "no-host-pids",
+            format!("/proc is not the node's ({how}): processes that were there before stay without names"),
+        );
     }
     if probes.recursion_misses().iter().all(Option::is_none) {
         add("no-recursion-count", "this kernel does not count the runs of a probe that it skipped".to_owned());

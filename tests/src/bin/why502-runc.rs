@@ -1,6 +1,7 @@
 //! runc, with what the tests' machine cannot do taken out of what it is told. Its own name says what is changed:
 //! - `…-systemd`: cgroups are named as systemd's driver names them, on a machine without systemd;
 //! - `…-unlimited`: no limits of resources, whose controllers the cgroup v2 of a machine with v1 hierarchies lacks.
+//! - `…-bpf`: CAP_BPF and CAP_PERFMON as well, which a dockerd of 2020 has no names for.
 //!
 //! It becomes runc, so it is in no process's ancestry.
 
@@ -35,6 +36,12 @@ fn change(name: &str, args: &[OsString]) -> Result<()> {
     {
         for key in ["cpu", "memory", "pids", "blockIO", "hugepageLimits", "unified"] {
             resources.remove(key);
+        }
+    }
+    if name.contains("-bpf") {
+        for set in ["bounding", "effective", "permitted"] {
+            let Some(set) = config["process"]["capabilities"][set].as_array_mut() else { continue };
+            set.extend(["CAP_BPF", "CAP_PERFMON"].map(Value::from));
         }
     }
     if name.contains("-systemd") {

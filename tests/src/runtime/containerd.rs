@@ -1,9 +1,10 @@
 //! containerd with its CRI plugin.
 
+use super::agent::Agent;
 use super::cri::Cri;
 use super::daemon::{Daemon, Scratch, View};
 use super::docker::in_path;
-use super::{Called, ContainerSpec, Engine, Pod, PodSpec, Running, images};
+use super::{AgentRun, Called, ContainerSpec, Engine, Pod, PodSpec, Running, images};
 use crate::guard::run;
 use crate::launch::sibling;
 use crate::net::{Link, Netns};
@@ -75,11 +76,15 @@ impl Containerd {
         let daemon = Daemon::start(&netns, view, argv, scratch.join("log"), &|| cri.version().is_ok())?;
         let label = cri.version()?;
         let containerd = Self { cri, label, daemon: Mutex::new(daemon), scratch, netns };
-        let ctr = programs.join("ctr").display().to_string();
-        let to = ["-a", &socket.display().to_string(), "-n", "k8s.io", "images", "import"].map(str::to_string);
-        let to: Vec<&str> = to.iter().map(String::as_str).collect();
-        run(&ctr, &[&to[..], &[&images::archive()?.display().to_string()]].concat())?;
+        containerd.import(programs, &images::archive()?)?;
         Ok(containerd)
+    }
+
+    /// `ctr images import`
+    pub fn import(&self, programs: &Path, archive: &Path) -> Result<()> {
+        let (ctr, socket) = (programs.join("ctr").display().to_string(), self.cri.socket.display().to_string());
+        let archive = archive.display().to_string();
+        run(&ctr, &["-a", &socket, "-n", "k8s.io", "images", "import", &archive]).map(|_| ())
     }
 
     /// Ends it as a crash does and starts it again; shims and containers go on meanwhile.
@@ -175,6 +180,18 @@ impl Engine for Containerd {
 
     fn start(&self, pod: &Pod, spec: &ContainerSpec) -> Result<Running> {
         self.cri.start(pod, spec)
+    }
+
+    fn agent(&self, name: &str, agent: &Agent) -> Result<AgentRun> {
+        self.cri.agent(name, agent)
+    }
+
+    fn said(&self, agent: &AgentRun) -> String {
+        agent.pod.as_ref().map(|pod| self.cri.log(&pod.spec)).unwrap_or_default()
+    }
+
+    fn remove_agent(&self, agent: &AgentRun) -> Result<()> {
+        agent.pod.as_ref().map_or(Ok(()), |pod| self.remove_pod(pod))
     }
 
     fn stop(&self, container: &Running, grace: Duration) -> Result<()> {

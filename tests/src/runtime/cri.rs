@@ -1,7 +1,9 @@
 //! A client of the CRI that sends what a kubelet sends for a pod's life, with the labels and annotations that it writes.
 
+use super::agent::{Agent, Seccomp};
 use super::messages::*;
-use super::{ContainerSpec, Names, Pod, PodSpec, Running};
+use super::{AgentRun, ContainerSpec, Names, Pod, PodSpec, Running};
+use crate::cgroup::pod_uid;
 use anyhow::{Context, Result, anyhow};
 use hyper::http::uri::PathAndQuery;
 use prost::Message;
@@ -15,9 +17,24 @@ use tonic_prost::ProstCodec;
 
 /// More than anything takes but a stop, which adds its grace period, or a command.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Namespaces: of the pod, of the container alone.
+/// Namespaces: of the pod, of the container alone, of the node.
 const OF_POD: i32 = 0;
 const OF_CONTAINER: i32 = 1;
+const OF_NODE: i32 = 2;
+
+/// What a kubelet hides of /proc and /sys, and what nobody may write there (`procMount: Default`).
+const MASKED: [&str; 9] = [
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/sys/firmware",
+];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Its calls block, and may come from several threads.
 #[derive(Debug)]
@@ -98,7 +115,10 @@ impl Cri {
     }
 
     pub fn run_pod(&self, spec: &PodSpec) -> Result<Pod> {
-        let config = self.sandbox(spec);
+        self.run_sandbox(spec, self.sandbox(spec))
+    }
+
+    fn run_sandbox(&self, spec: &PodSpec, config: PodSandboxConfig) -> Result<Pod> {
         std::fs::create_dir_all(&config.log_directory)?;
         let handler = match spec.names {
             Names::Cgroupfs => "",
@@ -118,7 +138,7 @@ impl Cri {
         std::fs::create_dir_all(Path::new(&sandbox.log_directory).join(&spec.name))?;
         let shown = |dir: &PathBuf| {
             let path = dir.display().to_string();
-            Mount { container_path: path.clone(), host_path: path }
+            Mount { container_path: path.clone(), host_path: path, readonly: false }
         };
         let limits = LinuxContainerResources { cpu_shares: 102, memory_limit_in_bytes: 512 << 20 };
         let namespaces = NamespaceOption { network: OF_POD, pid: OF_CONTAINER };
@@ -126,13 +146,17 @@ impl Cri {
             metadata: Some(ContainerMetadata { name: spec.name.clone(), attempt: spec.attempt }),
             image: Some(ImageSpec { image: spec.image.clone() }),
             command: spec.argv.iter().map(|word| word.to_string_lossy().into_owned()).collect(),
+            args: Vec::new(),
             mounts: spec.shows.iter().map(shown).collect(),
             labels: labels(&pod.spec, Some(&spec.name)),
             annotations: annotations(spec),
             log_path: format!("{}/{}.log", spec.name, spec.attempt),
             linux: Some(LinuxContainerConfig {
                 resources: self.limits.then_some(limits),
-                security_context: Some(LinuxContainerSecurityContext { namespace_options: Some(namespaces) }),
+                security_context: Some(LinuxContainerSecurityContext {
+                    namespace_options: Some(namespaces),
+                    ..Default::default()
+                }),
             }),
         };
         let request = CreateContainerRequest {
@@ -145,6 +169,83 @@ impl Cri {
         let _: Empty = self.call("StartContainer", made, LIMIT)?;
         let pid = self.pid(&id).with_context(|| spec.name.clone())?;
         Ok(Running { name: spec.name.clone(), id, pid })
+    }
+
+    /// A pod with the agent in it, as a kubelet makes it of the manifest. It may end at once.
+    pub fn agent(&self, name: &str, agent: &Agent) -> Result<AgentRun> {
+        let uid = pod_uid();
+        let spec = PodSpec {
+            namespace: "why502".into(),
+            name: name.into(),
+            cgroup_parent: Some(format!("/kubepods/burstable/pod{uid}")),
+            uid,
+            names: Names::Cgroupfs,
+        };
+        let pid = if agent.host_pid { OF_NODE } else { OF_CONTAINER };
+        let mut sandbox = self.sandbox(&spec);
+        let options = sandbox.linux.as_mut().and_then(|linux| linux.security_context.as_mut());
+        options.context("a sandbox has options")?.namespace_options = Some(NamespaceOption { network: OF_POD, pid });
+        let pod = self.run_sandbox(&spec, sandbox.clone())?;
+        std::fs::create_dir_all(Path::new(&sandbox.log_directory).join(name))?;
+        let mounts = agent.shown.iter().map(|shown| Mount {
+            container_path: shown.to.clone(),
+            host_path: shown.from.display().to_string(),
+            readonly: shown.read_only,
+        });
+        let (profile_type, localhost_ref) = match &agent.seccomp {
+            Seccomp::RuntimeDefault => (0, String::new()),
+            Seccomp::Localhost(file) => (2, file.display().to_string()),
+        };
+        let limits = LinuxContainerResources { cpu_shares: 20, memory_limit_in_bytes: i64::try_from(agent.memory)? };
+        let rights = LinuxContainerSecurityContext {
+            capabilities: Some(Capability {
+                add_capabilities: agent.add.clone(),
+                drop_capabilities: agent.drop.clone(),
+            }),
+            namespace_options: Some(NamespaceOption { network: OF_POD, pid }),
+            run_as_user: Some(Int64Value { value: agent.user.into() }),
+            run_as_group: Some(Int64Value { value: agent.group.into() }),
+            readonly_rootfs: agent.read_only,
+            no_new_privs: agent.no_new_privs,
+            masked_paths: MASKED.map(String::from).to_vec(),
+            readonly_paths: READ_ONLY.map(String::from).to_vec(),
+            seccomp: Some(SecurityProfile { profile_type, localhost_ref }),
+        };
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: name.into(), attempt: 0 }),
+            image: Some(ImageSpec { image: agent.image.clone() }),
+            command: agent.program.iter().cloned().collect(),
+            args: agent.args.clone(),
+            mounts: mounts.collect(),
+            labels: labels(&spec, Some(name)),
+            annotations: HashMap::new(),
+            log_path: format!("{name}/0.log"),
+            linux: Some(LinuxContainerConfig {
+                resources: self.limits.then_some(limits),
+                security_context: Some(rights),
+            }),
+        };
+        let request = CreateContainerRequest {
+            pod_sandbox_id: pod.id.clone(),
+            config: Some(config),
+            sandbox_config: Some(sandbox),
+        };
+        let start = || -> Result<AgentRun> {
+            let made: ContainerId = self.call("CreateContainer", request, LIMIT)?;
+            let id = made.container_id.clone();
+            let _: Empty = self.call("StartContainer", made, LIMIT)?;
+            let pid = self.pid(&id).unwrap_or(0);
+            Ok(AgentRun { id, pid, pod: Some(pod.clone()) })
+        };
+        start().inspect_err(|_| {
+            let _ = self.stop_pod(&pod.id).and_then(|()| self.remove_pod(&pod.id));
+        })
+    }
+
+    /// What the containers of a pod said.
+    pub fn log(&self, spec: &PodSpec) -> String {
+        let path = Path::new(&self.sandbox(spec).log_directory).join(&spec.name).join("0.log");
+        std::fs::read_to_string(path).unwrap_or_default()
     }
 
     /// Host pid of a container's PID 1.

@@ -1,15 +1,21 @@
 //! dockerd, driven by the `docker` command.
 
+use super::agent::{Agent, Seccomp};
 use super::daemon::{Daemon, Scratch, View};
-use super::{Called, ContainerSpec, Engine, Pod, PodSpec, Running, images};
+use super::{AgentRun, Called, ContainerSpec, Engine, Pod, PodSpec, Running, images};
 use crate::guard::run;
+use crate::launch::sibling;
 use crate::net::{Link, Netns};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
+use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
+
+/// The runtime of containers that get CAP_BPF and CAP_PERFMON from it, where dockerd does not know these.
+const WITH_BPF: &str = "bpf";
 
 /// Dropped in this order: the daemon, what it left, its network.
 #[derive(Debug)]
@@ -53,6 +59,9 @@ impl Docker {
             argv.extend([flag.into(), scratch.join(name).into()]);
         }
         argv.extend(["--bip".into(), bridge.into()]);
+        let with_bpf = scratch.join("why502-runc-bpf");
+        symlink(sibling("why502-runc")?, &with_bpf)?;
+        argv.push(format!("--add-runtime={WITH_BPF}={}", with_bpf.display()).into());
         let up = || run("docker", &["-H", &host, "version"]).is_ok();
         let daemon = Daemon::start(&netns, view, argv, scratch.join("log"), &up)?;
         let docker = Self { host, version: String::new(), daemon, scratch, netns };
@@ -69,6 +78,32 @@ impl Docker {
     /// `docker kill -s SIGNAL`
     pub fn kill(&self, container: &Running, signal: Signal) -> Result<()> {
         self.run(&["kill", "-s", signal.as_str(), &container.id]).map(|_| ())
+    }
+
+    fn run_agent(&self, name: &str, agent: &Agent, more: &[&str]) -> Result<AgentRun> {
+        let mut args: Vec<String> = ["run", "-d", "--name", name].map(String::from).to_vec();
+        args.extend(more.iter().map(ToString::to_string));
+        args.push(format!("--user={}:{}", agent.user, agent.group));
+        args.push(format!("--memory={}", agent.memory));
+        args.extend(agent.read_only.then(|| "--read-only".into()));
+        args.extend(agent.host_pid.then(|| "--pid=host".into()));
+        args.extend(agent.no_new_privs.then(|| "--security-opt=no-new-privileges".into()));
+        if let Seccomp::Localhost(file) = &agent.seccomp {
+            args.push(format!("--security-opt=seccomp={}", file.display()));
+        }
+        args.extend(agent.drop.iter().map(|right| format!("--cap-drop={right}")));
+        args.extend(agent.add.iter().map(|right| format!("--cap-add={right}")));
+        for shown in &agent.shown {
+            let mode = if shown.read_only { ":ro" } else { "" };
+            args.push(format!("--volume={}:{}{mode}", shown.from.display(), shown.to));
+        }
+        args.extend(agent.program.iter().map(|program| format!("--entrypoint={program}")));
+        args.push(agent.image.clone());
+        args.extend(agent.args.iter().cloned());
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        let id = self.run(&args)?.trim().to_string();
+        let pid = self.run(&["inspect", "-f", "{{.State.Pid}}", &id])?;
+        Ok(AgentRun { pid: pid.trim().parse().with_context(|| format!("pid of {name}: {pid}"))?, id, pod: None })
     }
 
     fn container(&self, name: &str, args: &[&str]) -> Result<Running> {
@@ -118,6 +153,30 @@ impl Engine for Docker {
         args.extend(spec.argv.iter().map(|word| word.to_string_lossy().into_owned()));
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         self.container(&name(&pod.spec, &spec.name), &args)
+    }
+
+    fn agent(&self, name: &str, agent: &Agent) -> Result<AgentRun> {
+        let newer = |right: &String| *right == "BPF" || *right == "PERFMON";
+        let too_old = |e: &anyhow::Error| format!("{e:#}").contains("unknown capability");
+        match self.run_agent(name, agent, &[]) {
+            // All of these rights come from runc then, or none.
+            Err(e) if too_old(&e) && agent.add.iter().filter(|right| newer(right)).count() == 2 => {
+                println!("{}: CAP_BPF and CAP_PERFMON are given by runc: it has no names for them", self.label());
+                let mut rest = agent.clone();
+                rest.add.retain(|right| !newer(right));
+                self.run_agent(name, &rest, &["--runtime", WITH_BPF])
+            }
+            other => other,
+        }
+    }
+
+    fn said(&self, agent: &AgentRun) -> String {
+        let out = Command::new("docker").args(["-H", &self.host, "logs", &agent.id]).stdin(Stdio::null()).output();
+        out.map(|out| String::from_utf8_lossy(&[out.stdout, out.stderr].concat()).into_owned()).unwrap_or_default()
+    }
+
+    fn remove_agent(&self, agent: &AgentRun) -> Result<()> {
+        self.run(&["rm", "-f", &agent.id]).map(|_| ())
     }
 
     fn stop(&self, container: &Running, grace: Duration) -> Result<()> {

@@ -62,6 +62,7 @@ messages! {
         #[prost(message, optional, tag = 1)] metadata: Option<ContainerMetadata>,
         #[prost(message, optional, tag = 2)] image: Option<ImageSpec>,
         #[prost(string, repeated, tag = 3)] command: Vec<String>,
+        #[prost(string, repeated, tag = 4)] args: Vec<String>,
         #[prost(message, repeated, tag = 7)] mounts: Vec<Mount>,
         #[prost(map = "string, string", tag = 9)] labels: HashMap<String, String>,
         #[prost(map = "string, string", tag = 10)] annotations: HashMap<String, String>,
@@ -76,6 +77,7 @@ messages! {
     Mount {
         #[prost(string, tag = 1)] container_path: String,
         #[prost(string, tag = 2)] host_path: String,
+        #[prost(bool, tag = 3)] readonly: bool,
     }
     LinuxContainerConfig {
         #[prost(message, optional, tag = 1)] resources: Option<LinuxContainerResources>,
@@ -86,7 +88,26 @@ messages! {
         #[prost(int64, tag = 4)] memory_limit_in_bytes: i64,
     }
     LinuxContainerSecurityContext {
+        #[prost(message, optional, tag = 1)] capabilities: Option<Capability>,
         #[prost(message, optional, tag = 3)] namespace_options: Option<NamespaceOption>,
+        #[prost(message, optional, tag = 5)] run_as_user: Option<Int64Value>,
+        #[prost(bool, tag = 7)] readonly_rootfs: bool,
+        #[prost(bool, tag = 11)] no_new_privs: bool,
+        #[prost(message, optional, tag = 12)] run_as_group: Option<Int64Value>,
+        /// Of /proc and /sys: hidden, and not to be written. Without them everything is shown.
+        #[prost(string, repeated, tag = 13)] masked_paths: Vec<String>,
+        #[prost(string, repeated, tag = 14)] readonly_paths: Vec<String>,
+        #[prost(message, optional, tag = 15)] seccomp: Option<SecurityProfile>,
+    }
+    Capability {
+        #[prost(string, repeated, tag = 1)] add_capabilities: Vec<String>,
+        #[prost(string, repeated, tag = 2)] drop_capabilities: Vec<String>,
+    }
+    Int64Value { #[prost(int64, tag = 1)] value: i64, }
+    SecurityProfile {
+        /// 0: the runtime's own, 1: none, 2: a file.
+        #[prost(int32, tag = 1)] profile_type: i32,
+        #[prost(string, tag = 2)] localhost_ref: String,
     }
     /// Of requests that name a container, and of the answer to CreateContainer.
     ContainerId { #[prost(string, tag = 1)] container_id: String, }

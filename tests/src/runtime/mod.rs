@@ -6,8 +6,10 @@
 //! docker      dockerd, driven by its command line
 //! containerd  containerd with its CRI plugin; cri: the client, speaking as a kubelet does; messages: of that protocol
 //! deployed    a pod of nginx, php-fpm and more under load
+//! agent       the agent's own container, with the chart's rights
 //! ```
 
+pub mod agent;
 pub mod containerd;
 pub mod cri;
 mod daemon;
@@ -78,6 +80,16 @@ pub struct Running {
     pub pid: i32,
 }
 
+/// A container of the agent, which may have ended.
+#[derive(Clone, Debug)]
+pub struct AgentRun {
+    pub id: String,
+    /// Host pid of its PID 1, 0 when it has ended.
+    pub pid: i32,
+    /// Of the pod that was made for it, if any.
+    pub pod: Option<Pod>,
+}
+
 /// The names that a runtime tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Called {
@@ -98,6 +110,11 @@ pub trait Engine: Sync {
     fn called(&self, pod: &PodSpec, container: &str) -> Called;
     fn pod(&self, spec: &PodSpec) -> Result<Pod>;
     fn start(&self, pod: &Pod, spec: &ContainerSpec) -> Result<Running>;
+    /// Runs the agent in a pod of its own, under this name. It may end at once.
+    fn agent(&self, name: &str, agent: &agent::Agent) -> Result<AgentRun>;
+    /// What the agent said.
+    fn said(&self, agent: &AgentRun) -> String;
+    fn remove_agent(&self, agent: &AgentRun) -> Result<()>;
     /// The image's stop signal, and SIGKILL after that time. Returns when the container has ended.
     fn stop(&self, container: &Running, grace: Duration) -> Result<()>;
     /// Runs a command in a container: its exit code.

@@ -1,0 +1,242 @@
+//! The agent in a container of a real runtime, with exactly the rights of the chart's manifests: every default probe is
+//! attached, and the scale-down of a neighbour pod is explained. And what breaks when each right is taken away.
+//!
+//! The ordinary run plays the chart's own values on dockerd and on containerd; `FULL=1` prints the whole table. The program
+//! is WHY502_BIN, or with `WHY502_IMAGE` the images in that archive (`cargo xtask dist` makes why502-VERSION-image.tar).
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use why502_tests::guard::{self, Dir, wait};
+use why502_tests::load::LoadConf;
+use why502_tests::runtime::agent::{Agent, Seccomp, Shown, ask};
+use why502_tests::runtime::containerd::{self, Containerd};
+use why502_tests::runtime::deployed::{Deployed, DeployedConf};
+use why502_tests::runtime::docker::{self, Docker};
+use why502_tests::runtime::{AgentRun, Engine, View, images};
+use why502_tests::scene::{Loads, Scene};
+use why502_tests::tracer;
+
+const SLOW: usize = 4;
+/// Until an agent is ready, and until its verdicts are there.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn packaging(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../packaging").join(name)
+}
+
+/// As the chart renders it with these values, and with the program to test.
+fn chart(manifest: &str) -> Result<Agent> {
+    let text = std::fs::read_to_string(packaging("manifests").join(manifest))?;
+    let mut agent = Agent::of_manifest(&text, &packaging("seccomp/why502.json").canonicalize()?)?.without_kubernetes();
+    if std::env::var_os("WHY502_IMAGE").is_none() {
+        let program = tracer::binary()?.canonicalize()?;
+        agent.shown.push(Shown { from: program, to: "/why502".into(), read_only: true });
+        (agent.image, agent.program) = (images::PAUSE.into(), Some("/why502".into()));
+    }
+    Ok(agent)
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+struct Found {
+    /// Why it does not run.
+    refused: Option<String>,
+    health: Value,
+    lost: usize,
+    /// Incidents with the right cause, pod and container.
+    explained: usize,
+    certain: usize,
+    /// Incidents of these requests with another cause, or of nobody's container.
+    other: usize,
+}
+
+impl Found {
+    /// Everything is seen that this kernel shows: without ftrace it has no fexit programs, whatever the rights.
+    fn is_whole(&self) -> bool {
+        let lowered = self.health["degraded"].as_array().into_iter().flatten();
+        let complete = self.health["ready"] == true && lowered.into_iter().all(|what| what == "no-unix-connect");
+        self.refused.is_none() && complete && self.lost == self.explained && self.other == 0 && self.lost >= SLOW
+    }
+
+    fn row(&self) -> String {
+        if let Some(why) = &self.refused {
+            return format!("does not start: {why}");
+        }
+        let list = |key: &str| {
+            let all = self.health[key].as_array().into_iter().flatten().filter_map(Value::as_str);
+            let all: Vec<&str> = all.collect();
+            if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+        };
+        let Found { lost, explained, certain, other, .. } = self;
+        format!(
+            "{}; lowers verdicts: {}; not seen: {}; {explained} of {lost} explained, {certain} certain, {other} otherwise",
+            self.health["status"].as_str().unwrap_or("?"),
+            list("degraded"),
+            list("lacks"),
+        )
+    }
+}
+
+/// Removed whatever happens.
+struct Held<'e> {
+    engine: &'e dyn Engine,
+    run: AgentRun,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.engine.remove_agent(&self.run) {
+            eprintln!("{e:#}");
+        }
+    }
+}
+
+/// What a runtime says comes after the whole command.
+fn why(error: &str) -> String {
+    let from = error.len().saturating_sub(300);
+    error[error.ceil_char_boundary(from)..].to_owned()
+}
+
+/// The last lines that say why.
+fn last(said: &str) -> String {
+    // containerd writes `TIME STREAM F TEXT`.
+    let text = |line: &str| line.split_once(" F ").map_or(line, |(_, text)| text).trim().to_owned();
+    let lines: Vec<String> = said.lines().map(text).filter(|l| !l.is_empty()).collect();
+    let from = lines.iter().rposition(|l| l.starts_with("error") || l.starts_with("why502: ")).unwrap_or_default();
+    lines[from.min(lines.len())..].join(" ").chars().take(300).collect()
+}
+
+fn play(engine: &dyn Engine, agent: &Agent) -> Result<Found> {
+    let dir = Dir::new()?;
+    let store = dir.open_subdir("store")?;
+    let agent = agent.clone().storing_in(&store);
+    let name = format!("why502-{}", guard::serial());
+    let run = match engine.agent(&name, &agent) {
+        Ok(run) => run,
+        Err(e) => return Ok(Found { refused: Some(why(&format!("{e:#}"))), ..Found::default() }),
+    };
+    let held = Held { engine, run };
+    let (pid, port) = (held.run.pid, agent.port()?);
+    let gone = || pid == 0 || !Path::new(&format!("/proc/{pid}")).exists();
+    let ready = || ask(pid, port, "/readyz").is_ok_and(|(status, _)| status == 200);
+    wait("an agent that is ready", LIMIT, || gone() || ready()).with_context(|| engine.said(&held.run))?;
+    if gone() {
+        return Ok(Found { refused: Some(last(&engine.said(&held.run))), ..Found::default() });
+    }
+    let site = Deployed::start(engine, &DeployedConf::default())?;
+    let mut slow = LoadConf::new(site.addr(), "/slow.php?ms=3000");
+    (slow.connections, slow.max_refused) = (SLOW, Some(0));
+    let scene = Scene::start(site, &Loads { slow: Some(slow), in_php: SLOW, ..Loads::default() })?;
+    scene.site.engine.stop(&scene.site.nginx, Duration::from_secs(20))?;
+    let nginx = scene.site.nginx.id.clone();
+    let over = scene.end()?;
+    let lost = over.lost(&[]);
+    let items = || -> Result<Vec<Value>> {
+        let (status, body) = ask(pid, port, "/incidents?limit=1000")?;
+        ensure!(status == 200, "/incidents: {status} {body}");
+        let list: Value = serde_json::from_str(&body)?;
+        Ok(list["items"].as_array().cloned().unwrap_or_default())
+    };
+    // Fewer may come than were lost: that is then what is told.
+    let _ = wait("the verdicts", Duration::from_secs(20), || items().is_ok_and(|all| all.len() >= lost));
+    let items = items().with_context(|| engine.said(&held.run))?;
+    // Who comes when the listener is closed already is refused.
+    let right = |i: &Value| i["cause"] == "nginx-fast-shutdown" || i["cause"] == "endpoint-race";
+    let ours = |i: &&Value| right(i) && i["container"]["id"] == nginx.as_str();
+    let explained = items.iter().filter(ours).count();
+    Ok(Found {
+        refused: None,
+        health: serde_json::from_str(&ask(pid, port, "/healthz")?.1)?,
+        lost,
+        explained,
+        certain: items.iter().filter(ours).filter(|i| i["confidence"]["level"] == "certain").count(),
+        other: items.len() - explained,
+    })
+}
+
+/// The runtime's own seccomp profile, or ours where that is too old to know CAP_BPF.
+fn seccomp(engine: &dyn Engine, agent: Agent) -> Result<(Agent, Found)> {
+    let found = play(engine, &agent)?;
+    if found.is_whole() {
+        println!("{}: its own seccomp profile: {}", engine.label(), found.row());
+        return Ok((agent, found));
+    }
+    let ours = Agent { seccomp: Seccomp::Localhost(packaging("seccomp/why502.json").canonicalize()?), ..agent };
+    println!("{}: its own seccomp profile: {}; so with packaging/seccomp/why502.json", engine.label(), found.row());
+    let found = play(engine, &ours)?;
+    Ok((ours, found))
+}
+
+fn on(engine: &dyn Engine) -> Result<()> {
+    let (agent, found) = seccomp(engine, chart("why502.yaml")?)?;
+    println!("{}: the chart's rights: {}", engine.label(), found.row());
+    ensure!(found.is_whole(), "the chart's rights: {found:#?}");
+    if std::env::var_os("FULL").is_none() {
+        println!("{}: what breaks without each right: skipped: FULL=1 prints the table", engine.label());
+        return Ok(());
+    }
+    println!("| {} | what comes of it |\n|---|---|\n| all of the chart's | {} |", engine.label(), found.row());
+    for right in agent.add.clone() {
+        let mut less = agent.clone();
+        less.add.retain(|r| *r != right);
+        row(engine, &format!("without CAP_{right}"), &less)?;
+    }
+    row(engine, "without hostPID", &Agent { host_pid: false, ..agent.clone() })?;
+    let mut less = agent.clone();
+    less.shown.retain(|s| s.to != "/sys/fs/cgroup");
+    row(engine, "without the node's cgroups", &less)?;
+    let mut more = agent.clone();
+    more.add.push("SYS_ADMIN".into());
+    more.args.iter_mut().filter(|a| a.starts_with("--uprobes=")).for_each(|a| *a = "--uprobes=on".into());
+    row(engine, "with CAP_SYS_ADMIN, and uprobes", &more)?;
+    if std::env::var_os("WHY502_IMAGE").is_some() {
+        let other = Agent { seccomp: agent.seccomp, ..chart("why502-nonroot.yaml")? };
+        row(engine, "another user than root, by file capabilities", &other)?;
+        row(engine, "the same with no_new_privs", &Agent { no_new_privs: true, ..other })?;
+    } else {
+        println!("another user than root: skipped: WHY502_IMAGE names no archive (cargo xtask dist)");
+    }
+    Ok(())
+}
+
+fn row(engine: &dyn Engine, what: &str, agent: &Agent) -> Result<()> {
+    println!("| {what} | {} |", play(engine, agent).with_context(|| what.to_owned())?.row());
+    Ok(())
+}
+
+fn skipped(name: &str, why: Option<String>) -> bool {
+    let why = why.or_else(guard::why_not_traced);
+    if let Some(why) = &why {
+        println!("{name}: skipped: {why}");
+    }
+    why.is_some()
+}
+
+#[test]
+fn docker() -> Result<()> {
+    if skipped("docker", docker::why_not()) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let docker = Docker::start(View::Hosts)?;
+    if let Ok(archive) = std::env::var("WHY502_IMAGE") {
+        docker.run(&["load", "-q", "-i", &archive])?;
+    }
+    on(&docker)
+}
+
+#[test]
+fn containerd() -> Result<()> {
+    if skipped("containerd", containerd::why_not()) {
+        return Ok(());
+    }
+    let _turn = guard::turn()?;
+    let programs = containerd::found().remove(0);
+    let containerd = Containerd::start(&programs, View::Hosts)?;
+    if let Some(archive) = std::env::var_os("WHY502_IMAGE") {
+        containerd.import(&programs, Path::new(&archive))?;
+    }
+    on(&containerd)
+}
