@@ -49,7 +49,7 @@ pub struct NginxConf {
     pub http2: bool,
     /// `127.0.0.1:9000` or `unix:/path`; without it php is not served.
     pub fastcgi: Option<String>,
-    /// `server` lines of an `upstream {}` that php is asked through, instead of one server.
+    /// `server` lines of an `upstream {}` that php is asked through, instead of one server; `$php` is that one's address.
     pub servers: Option<String>,
     /// More directives for `http {}` and `server {}`.
     pub http_extra: String,
@@ -368,7 +368,10 @@ fn render(conf: &NginxConf, base: &Path, www: &Path, certificate: Option<&Path>)
         ka = conf.keepalive_timeout,
         kr = conf.keepalive_requests,
         linger = conf.lingering_close,
-        servers = conf.servers.as_ref().map_or(String::new(), |all| format!("  upstream several {{ {all} }}")),
+        servers = conf.servers.as_ref().map_or(String::new(), |all| {
+            let all = all.replace("$php", conf.fastcgi.as_deref().unwrap_or_default());
+            format!("  upstream several {{ {all} }}")
+        }),
         http_extra = conf.http_extra,
         server_extra = conf.server_extra,
     );

@@ -267,6 +267,8 @@ ledger('start');
 
 const SCRIPTS: &[(&str, &str)] = &[
     ("fast.php", "echo \"fast\\n\"; ledger('end');\n"),
+    // The answer is over, and its child busy for a while yet: the next request on a kept connection waits for it.
+    ("late.php", "echo \"late\\n\"; ledger('end'); fastcgi_finish_request(); stay_until(hrtime(true) + 20000000);\n"),
     ("slow.php", "stay_until(hrtime(true) + 1000000 * (int)($_GET['ms'] ?? 1000)); echo \"slow\\n\"; ledger('end');\n"),
     (
         "sse.php",

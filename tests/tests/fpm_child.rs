@@ -63,3 +63,18 @@ fn out_of_memory_on_a_unix_socket() -> Result<()> {
 fn children_that_only_end() -> Result<()> {
     live("fpm-reaping", &[])
 }
+
+#[test]
+fn ends_with_a_request_on_its_kept_connection() -> Result<()> {
+    live("fpm-max-requests-reset", &["tcp"])
+}
+
+#[test]
+fn ends_with_a_request_on_its_kept_unix_connection() -> Result<()> {
+    full("fpm-max-requests-reset", &["unix"])
+}
+
+#[test]
+fn ends_with_a_request_that_is_repeated() -> Result<()> {
+    live("fpm-max-requests-repeated", &["tcp"])
+}

@@ -7,6 +7,10 @@
 //! the server's FIN in place of an answer is looked at once more when its process closes it: who that was, and whether it
 //! did so by exiting, is not known at the FIN.
 //!
+//! A server that half-closes a kept connection (php-fpm's child, when it has done its `pm.max_requests`) throws away the request
+//! that the other end has sent meanwhile, without any reset: told are the half close with a request unread, and the other
+//! end's close of such a connection or of one on which data came after the half close.
+//!
 //! A connect that fails is told where it tells of a server: refused at its own address, without a local port, given up while
 //! its SYN was being sent again, or with an error of the path. What became of connects that got an answer is not.
 //! A listener whose accept queue has just been filled is told ten times a second at most: from then on SYNs are dropped, and
@@ -27,6 +31,8 @@ use why502_ebpf::{Digest, PortKey, TcpState, Tuple, counter, digest_bits, kind, 
 const PF_EXITING: u32 = 4;
 /// include/uapi/asm-generic/errno.h
 const ECONNREFUSED: u32 = 111;
+/// FastCGI's last, empty record, which php-fpm never reads: what it half-closes with no more than that was answered.
+const FASTCGI_END: u32 = 8;
 /// Between two records of one port's full accept queue.
 const FULL_NS: u64 = 100_000_000;
 
@@ -56,6 +62,9 @@ unsafe fn run(ctx: &BtfTracePointContext) {
     let failed = old == state::SYN_SENT && new == state::CLOSE;
     if old == state::CLOSE_WAIT && (new == state::LAST_ACK || new == state::CLOSE) {
         return closed_after_eof(ctx, old, new);
+    }
+    if old == state::FIN_WAIT2 && new == state::CLOSE {
+        return closed_after_half_close(ctx, old, new);
     }
     if !listener && !closing && !failed {
         return count(HOOK, counter::UNINTERESTING);
@@ -111,6 +120,38 @@ unsafe fn closed_after_eof(ctx: &BtfTracePointContext, old: u8, new: u8) {
         return count(HOOK, counter::SKIPPED);
     }
     emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, &info, old, new, side::CLIENT));
+}
+
+/// The other end closed a connection that its server had half-closed. Worth a record where a request was thrown away.
+#[inline(always)]
+unsafe fn closed_after_half_close(ctx: &BtfTracePointContext, old: u8, new: u8) {
+    let Some(sk) = arg::pointer(ctx, 0) else {
+        return count(HOOK, counter::BAD_ARG);
+    };
+    let Some(tp) = sock::tcp(sk) else {
+        return count(HOOK, counter::UNINTERESTING);
+    };
+    let info = sock::info(tp);
+    // Most were answered, and nothing came since.
+    if info.bytes_sent == 0 || (info.lrcvtime.wrapping_sub(info.lsndtime) as i32) < 0 {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    let tuple = sock::tuple(sk, sock::sport_of_tcp(tp));
+    let Some(digest) = DIGESTS.get_ptr(&tuple) else {
+        return count(HOOK, counter::UNINTERESTING);
+    };
+    let bits = (*digest).bits;
+    let before = (*digest).bytes_received;
+    // The other end's FIN is counted as a received byte.
+    let more = info.bytes_received.wrapping_sub(before) > 1;
+    if bits & digest_bits::HALF_CLOSED == 0 || !more && bits & digest_bits::REPORTED == 0 {
+        return count(HOOK, counter::UNINTERESTING);
+    }
+    let cgroup = sock::cgroup_id(sk);
+    if maps::skipped(cgroup) {
+        return count(HOOK, counter::SKIPPED);
+    }
+    emit::<TcpState>(HOOK, kind::TCP_STATE, |p| write(p, sk, tp, cgroup, &tuple, &info, old, new, side::SERVER));
 }
 
 /// A connect that failed: is it worth a record?
@@ -237,9 +278,10 @@ unsafe fn server_report(sk: *const u8, info: &TcpInfo, new: u8, task_flags: u32)
     if info.bytes_sent == 0 {
         return true;
     }
-    // shutdown(SHUT_WR) after something was sent: the application has said what it wanted to say.
+    // shutdown(SHUT_WR) after something was sent: the application has said what it wanted to say. Another request that it has
+    // not read is another matter.
     if new == state::FIN_WAIT1 && sock::shutdown(sk) == sock::SEND_SHUTDOWN {
-        return false;
+        return info.rcv_nxt.wrapping_sub(info.copied_seq) > FASTCGI_END;
     }
     let age = info.lrcvtime.wrapping_sub(info.lsndtime) as i32;
     if age > 0 {

@@ -215,6 +215,11 @@ fn began(lost: &Lost) -> Began {
             requester: Some(before(s.rcv_nxt.wrapping_sub(s.bytes_received as u32))),
             server: Some(before(s.snd_una.wrapping_sub(s.bytes_acked as u32))),
         },
+        // Its FIN is counted as a received byte.
+        Evidence::ThrownAway(thrown) => thrown.left.as_ref().map_or_else(Began::default, |s| Began {
+            requester: Some(before(s.rcv_nxt.wrapping_sub(s.bytes_received as u32))),
+            server: None,
+        }),
         Evidence::Refused { seen: RefusedAt::Server(r), .. } => Began { requester: Some(r.in_seq), server: None },
         Evidence::LateData { reset, .. } => {
             let digest = reset.digest.as_ref().filter(|d| d.rcv_nxt != 0);

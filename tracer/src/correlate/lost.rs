@@ -1,6 +1,7 @@
 //! A lost request as the kernel showed it, before anybody asks why.
 
 use super::answer::{Clause, Closer};
+use super::kept::HalfClose;
 use super::nginx::Failed;
 use crate::identity::FoundBy;
 use crate::model::event::{BootNs, EventId, ProcKey, ResetSent, Task, TcpState, Tuple, UnixDropped, UnixRefused};
@@ -168,8 +169,21 @@ pub enum Evidence {
     UnixClose { dropped: Box<UnixDropped>, thrown: Option<Thrown> },
     /// An AF_UNIX connect failed; `found`: how its server was told, `full_since`: since when its queue is full.
     UnixRefused { what: Box<UnixRefused>, found: Option<FoundBy>, full_since: Option<BootNs> },
+    /// php-fpm half-closed a kept connection and threw away the request that came on it.
+    ThrownAway(Box<ThrownAway>),
     /// nginx answered with an error page, for a reason that no kernel knows.
     ErrorMade(Box<ErrorMade>),
+}
+
+/// A request on a kept connection that its server had done with.
+#[derive(Clone, Debug)]
+pub struct ThrownAway {
+    /// What nginx said of it, and the page that it made.
+    pub failed: Failed,
+    /// The half close, where the request was unread then.
+    pub half: Option<HalfClose>,
+    /// The server's end when nginx closed its own. `None`: on a unix socket, which shows neither.
+    pub left: Option<Box<TcpState>>,
 }
 
 /// A request that failed in nginx alone.

@@ -6,6 +6,7 @@ mod connect;
 pub mod detect;
 pub mod ends;
 pub mod history;
+pub mod kept;
 pub mod lost;
 pub mod nginx;
 pub mod pods;
@@ -98,6 +99,7 @@ pub struct Engine {
     /// By pod: what the API is about to tell of it may name the trigger.
     waiting: BTreeMap<String, VecDeque<Lost>>,
     unix: unix::Unix,
+    kept: kept::Kept,
     tally: Tally,
 }
 
@@ -121,6 +123,7 @@ impl Engine {
             pending: VecDeque::new(),
             waiting: BTreeMap::new(),
             unix: unix::Unix::default(),
+            kept: kept::Kept::default(),
             tally: Tally::default(),
         }
     }
@@ -208,12 +211,12 @@ impl Engine {
         }
         self.world.stops.observe(event, &self.world.table, &self.world.history);
         let of_nginx = self.world.nginx.observe(event);
-        let World { table, history, started, .. } = &mut self.world;
+        let World { table, history, started, nginx, .. } = &mut self.world;
+        let host_netns = started.as_ref().map_or(0, |s| s.host_netns);
+        let of_nginx = of_nginx.or_else(|| self.kept.observe(event, nginx, table, history, host_netns));
         let lost = match &event.kind {
             EventKind::UnixDropped(d) => self.unix.dropped(event, d, table, history, &mut self.pending),
-            EventKind::UnixRefused(r) => {
-                self.unix.refused(event, r, table, started.as_ref().map_or(0, |s| s.host_netns))
-            }
+            EventKind::UnixRefused(r) => self.unix.refused(event, r, table, host_netns),
             _ => detect::detect(event, table, history, self.hz),
         };
         let Some(lost) = lost.or(of_nginx) else { return };
@@ -232,7 +235,9 @@ impl Engine {
         if server.kind == explain::server::Kind::PhpFpm {
             self.world.nginx.attempt(&lost);
         }
-        self.pending.push_back(lost);
+        // What a later record shows of an earlier loss takes its place in the order of the losses.
+        let place = self.pending.iter().rposition(|l| l.at <= lost.at).map_or(0, |i| i + 1);
+        self.pending.insert(place, lost);
         if self.pending.len() > MAX_PENDING
             && let Some(lost) = self.pending.pop_front()
         {

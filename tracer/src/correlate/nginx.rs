@@ -14,7 +14,7 @@ use crate::model::incident::{Cause, Mechanism, Outcome};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Nothing waits between the line and the page, but the worker may have been off its CPU.
-const DIRECT_NS: u64 = 50_000_000;
+pub(super) const DIRECT_NS: u64 = 50_000_000;
 /// nginx asks for another server, and finds none, within one turn and without a system call.
 const TURN_ALONE_NS: u64 = 5_000_000;
 /// A worker gets to what its connections have for it within this time.
@@ -108,6 +108,8 @@ pub struct Failed {
     before: Option<EventId>,
     /// A page came too late to be its own for sure.
     doubt: bool,
+    /// It is about a loss that is known for sure: no other one's.
+    pub(super) told: bool,
 }
 
 /// Bytes of an upstream's answer.
@@ -196,11 +198,11 @@ struct Verdict {
 /// See the module.
 #[derive(Default)]
 pub struct Nginx {
-    said: VecDeque<Failed>,
+    pub(super) said: VecDeque<Failed>,
     /// The number of the first entry of `said` since the beginning.
-    first: u64,
+    pub(super) first: u64,
     /// Each worker's last line.
-    last: BTreeMap<ProcKey, u64>,
+    pub(super) last: BTreeMap<ProcKey, u64>,
     /// Each worker's last failed connect to a unix socket.
     unix: BTreeMap<ProcKey, (EventId, BootNs)>,
     connects: VecDeque<Connect>,
@@ -269,6 +271,7 @@ impl Nginx {
             refused: refused.or(without_port),
             before,
             doubt: false,
+            told: false,
         };
         if self.last.len() > MAX_ENTRIES {
             self.last.clear();
@@ -382,6 +385,15 @@ impl Nginx {
                     None => Upshot::PassedOn { nginx },
                 }
             }
+            Evidence::ThrownAway(thrown) => {
+                let failed = self.said.iter().rev().find(|f| f.event == thrown.failed.event);
+                let answered = failed.and_then(|f| Some((f, f.page?)));
+                answered.map_or(Upshot::Unknown, |(f, page)| Upshot::Answered {
+                    status: page.status,
+                    nginx: &f.logged.task,
+                    by: Some(f),
+                })
+            }
             Evidence::Close { closer: Closer::PeerFin, .. } => {
                 let failed = lost.tcp().and_then(|ends| self.timed_out(ends, lost.at));
                 let answered = failed.and_then(|f| Some((f, f.page?)));
@@ -404,10 +416,9 @@ impl Nginx {
                 let netns = lost.netns();
                 let losses = self.ended.iter().filter(|a| a.netns == netns && near(a.at));
                 let losses = losses.map(|a| (a.event, a.at)).collect();
-                let lines = self
-                    .said
-                    .iter()
-                    .filter(|f| f.why == Why::Ended && f.logged.task.netns == netns && netns != 0 && near(f.at));
+                let lines = self.said.iter().filter(|f| {
+                    f.why == Why::Ended && !f.told && f.logged.task.netns == netns && netns != 0 && near(f.at)
+                });
                 let order = if nothing_came(lost) { Order::Lost } else { Order::Unsure };
                 pair(losses, lines.collect(), lost.event, order)
             }
@@ -563,45 +574,4 @@ fn pair<'a>(losses: Vec<(EventId, BootNs)>, lines: Vec<&'a Failed>, of: EventId,
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_known_by_their_formats() {
-        let own = |sub_cause| Why::Own(Own::Invalid(sub_cause));
-        for (errno, format, want) in [
-            (111, "connect() failed", Why::Refused),
-            (2, "connect() to %V failed", Why::Refused),
-            (11, "connect() to %V failed", Why::Full),
-            (113, "connect() failed", Why::Other),
-            (113, "connect() to %V failed", Why::Own(Own::NoWay { errno: 113 })),
-            (101, "connect() to %V failed", Why::Own(Own::NoWay { errno: 101 })),
-            (101, "send() failed", Why::Other),
-            (99, "connect() to %V failed", Why::NoPort),
-            (99, "bind(%V) failed", Why::Other),
-            (104, "recv() failed", Why::Ended),
-            (104, "readv() failed", Why::Ended),
-            (32, "writev() failed", Why::Ended),
-            (0, "upstream prematurely closed connection", Why::Ended),
-            (110, "upstream timed out", Why::TimedOut),
-            (0, "no live upstreams", Why::Own(Own::NoLive)),
-            (0, "%V could not be resolved (%i: %s)", Why::Own(Own::Unresolved)),
-            (0, "upstream sent too big header", own("header-too-big")),
-            (0, "upstream sent invalid header: \"%*s\\x%02xd...\"", own("header-invalid")),
-            (0, "upstream sent no valid HTTP/1.0 header", own("header-invalid")),
-            (0, "upstream sent duplicate header line: \"%V: %V\", ", own("header-invalid")),
-            (0, "upstream sent invalid status \"%V\"", own("header-invalid")),
-            (0, "upstream sent unsupported FastCGI protocol version: %d", own("protocol-invalid")),
-            (0, "upstream sent unexpected FastCGI record: %ui", own("protocol-invalid")),
-            (0, "upstream sent unexpected http2 frame: %d", own("protocol-invalid")),
-            (0, "upstream prematurely closed FastCGI stdout", own("answer-incomplete")),
-            (0, "FastCGI sent in stderr: \"%*s\"", Why::Other),
-            (104, "FastCGI sent in stderr: \"%*s\"", Why::Other),
-            (2, "open() \"%s\" failed", Why::Other),
-            (0, "client intended to send too large body: %O bytes", Why::Other),
-            (0, "", Why::Other),
-        ] {
-            assert_eq!(Why::of(errno, format), want, "{errno} {format}");
-        }
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@ use super::{said, sender};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::ends::End;
 use crate::correlate::history::{ExitFact, OomMark, Signal, Upstream, sig};
+use crate::correlate::kept::HalfClose;
 use crate::correlate::lost::{
     Conn, ErrorMade, Evidence, ListenerClosed, Lost, NotConnected, QueueFull, RefusedAt, Thrown,
 };
@@ -83,7 +84,7 @@ impl Chain {
                 Evidence::UnixClose { .. } => "unix-close",
                 Evidence::UnixRefused { .. } => "unix-refused",
                 Evidence::Refused { seen: RefusedAt::Requester(_), .. } | Evidence::NotConnected { .. } => "tcp-state",
-                Evidence::ErrorMade(_) => "nginx-error-page",
+                Evidence::ErrorMade(_) | Evidence::ThrownAway(_) => "nginx-error-page",
                 _ => "reset-sent",
             },
             rule: match lost.evidence {
@@ -96,6 +97,7 @@ impl Chain {
                 Evidence::UnixClose { .. } => "unix-close-unread",
                 Evidence::UnixRefused { .. } => "unix-connect-failed",
                 Evidence::ErrorMade(_) => "nginx-made-the-error",
+                Evidence::ThrownAway(_) => "thrown-away-unread",
             },
             process: task.map(|t| process_ref(t, view)),
             text: loss_text(lost, server, view),
@@ -138,6 +140,14 @@ impl Chain {
         let how = ended(exit.code);
         let who = describe(&exit.task, view);
         self.push(exit.event, exit.at, "exit", rule, Some(process_ref(&exit.task, view)), format!("{who} {how}"));
+    }
+
+    /// A child half-closed its connection with a request unread on it.
+    pub fn half_closed(&mut self, half: &HalfClose, view: &View) {
+        let who = describe(&half.task, view);
+        let text = format!("{who} half-closed the connection after its last answer, with another request unread on it");
+        let process = Some(process_ref(&half.task, view));
+        self.push(half.event, half.at, "tcp-close", "half-closed-with-a-request", process, text);
     }
 
     /// The OOM killer's choice, which tells its kill from any other.
@@ -373,6 +383,7 @@ pub fn what_happened(lost: &Lost, server: &Server) -> String {
         Evidence::LateData { .. } => format!("the request came after {who} had closed the connection"),
         Evidence::Handshake { .. } => "the listener went away during the handshake".into(),
         Evidence::ErrorMade(made) => format!("nginx answered with {} itself", made.status),
+        Evidence::ThrownAway(_) => "a request on a kept connection of php-fpm was never read".into(),
     }
 }
 
@@ -381,6 +392,7 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         Conn::Tcp(t) if t.remote_port == 0 => format!("from {}", t.remote_ip),
         Conn::Tcp(t) => format!("from {}", std::net::SocketAddr::new(t.remote_ip, t.remote_port)),
         Conn::Unix { path, .. } => format!("over unix:{path}"),
+        Conn::Hidden { .. } if matches!(lost.evidence, Evidence::ThrownAway(_)) => "over a unix socket".into(),
         Conn::Hidden { client, .. } => {
             let to = client.as_ref().map(to_client).unwrap_or_default();
             return format!("{}{to}: no connection of it shows a failure", what_happened(lost, server));
@@ -426,6 +438,22 @@ fn loss_text(lost: &Lost, server: &Server, view: &View) -> String {
         Evidence::UnixClose { dropped, thrown: Some(_) } => format!("{} bytes of it were never read", dropped.len),
         Evidence::UnixClose { dropped, .. } => format!("bytes of it ({}) were still unread", dropped.len),
         Evidence::UnixRefused { what, .. } => format!("connect failed with {}", errno(what.error)),
+        Evidence::ThrownAway(thrown) => {
+            let page =
+                thrown.failed.page.map_or(String::new(), |p| format!("nginx answered its client with {}", p.status));
+            match &thrown.left {
+                Some(s) if thrown.half.is_some() => {
+                    format!("{page}; the connection had carried {} bytes of answers and was half-closed", s.bytes_sent)
+                }
+                Some(s) => {
+                    format!(
+                        "{page}; it came after the half close of a connection with {} bytes of answers",
+                        s.bytes_sent
+                    )
+                }
+                None => page,
+            }
+        }
         Evidence::ErrorMade(_) => String::new(),
     };
     format!("{happened} ({peer}): {detail}")

@@ -92,6 +92,7 @@ pub fn assemble(
 fn response(lost: &Lost, upshot: &Upshot) -> Response {
     let status = match (&lost.evidence, upshot) {
         (Evidence::ErrorMade(made), _) => Some(made.status),
+        (Evidence::ThrownAway(thrown), _) => thrown.failed.page.map(|p| p.status),
         (_, Upshot::Answered { status, .. }) => Some(*status),
         _ => None,
     };
@@ -104,6 +105,7 @@ pub(super) fn unix_requester<'v>(lost: &Lost, view: &View<'v>) -> Option<&'v Con
     let cgroup = match &lost.evidence {
         Evidence::UnixClose { dropped, .. } => (dropped.client_cgroup, 0),
         Evidence::UnixRefused { what, .. } => (what.task.cgroup, what.task.cgroup_v1),
+        Evidence::ThrownAway(t) if t.left.is_none() => (t.failed.logged.task.cgroup, t.failed.logged.task.cgroup_v1),
         _ => return None,
     };
     view.table.container_of_cgroup(cgroup.0, cgroup.1)
@@ -158,6 +160,7 @@ fn id(boot_id: &str, lost: &Lost) -> String {
         Evidence::NotConnected { .. } => "not-connected",
         Evidence::UnixClose { .. } => "unix-close",
         Evidence::UnixRefused { .. } => "unix-refused",
+        Evidence::ThrownAway(_) => "thrown-away",
         Evidence::ErrorMade(_) => "nginx",
     };
     let ends = match &lost.conn {

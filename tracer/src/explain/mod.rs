@@ -11,6 +11,7 @@ pub mod confidence;
 mod connect;
 mod fpm;
 mod fpm_child;
+mod fpm_kept;
 mod gone;
 mod incident;
 mod keepalive;
@@ -116,6 +117,7 @@ const RULES: &[Rule] = &[
     fpm_child::killed,
     fpm_child::terminate_timeout,
     fpm_child::hard_timeout,
+    fpm_kept::max_requests,
     oom::killed,
     unix::listen_queue_full,
     unix::queue_full_while_stopping,

@@ -25,6 +25,7 @@ const ORDER: &[Cause] = &[
     Cause::FpmFastShutdown,
     Cause::FpmRequestTerminateTimeout,
     Cause::FpmChildKilled,
+    Cause::FpmMaxRequestsReset,
     Cause::NginxAcceptQueueDropped,
     Cause::FpmAcceptQueueDropped,
     Cause::FpmListenQueueFull,

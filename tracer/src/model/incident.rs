@@ -54,6 +54,7 @@ ids! {
         SidecarGoneFirst = "sidecar-gone-first", FpmListenQueueFull = "fpm-listen-queue-full",
         FpmChildCrash = "fpm-child-crash", FpmChildKilled = "fpm-child-killed",
         FpmRequestTerminateTimeout = "fpm-request-terminate-timeout", PhpHardTimeout = "php-hard-timeout",
+        FpmMaxRequestsReset = "fpm-max-requests-reset",
         OomKilled = "oom-killed", FpmPoolExhausted = "fpm-pool-exhausted",
         NginxWorkerCrash = "nginx-worker-crash", PodNetworkGone = "pod-network-gone",
         EphemeralPortsExhausted = "ephemeral-ports-exhausted", SynDrop = "syn-drop",

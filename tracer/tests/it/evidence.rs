@@ -29,8 +29,9 @@ pub(crate) fn recordings() -> Vec<(String, Vec<Input>)> {
 }
 
 /// Controls, in which nothing is lost.
-const NOTHING: [&str; 7] = [
+const NOTHING: [&str; 8] = [
     "kept answers-502.rec",
+    "kept fpm-max-requests-repeated.rec",
     "kept fpm-reaping.rec",
     "kept idle-stop.rec",
     "kept next-upstream-answers.rec",

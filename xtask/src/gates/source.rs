@@ -98,6 +98,12 @@ const KNOWN: &[Known] = &[
     Known { file: "stops.rs", text: "(*counts).", lines: Some(4), what: "a value of the STOP_COUNTS map" },
     Known { file: "stops.rs", text: "&*p,", lines: Some(1), what: "a value on the stack" },
     Known { file: "stops.rs", text: "*seen }", lines: Some(1), what: "the slot of the STOPS_SEEN map" },
+    Known {
+        file: "probes/inet_sock_set_state.rs",
+        text: "(*digest).",
+        lines: Some(2),
+        what: "a value of the DIGESTS map",
+    },
     Known { file: "probes/tcp_send_reset.rs", text: "(*d).", lines: None, what: "a value of the DIGESTS map" },
 ];
 

@@ -1,19 +1,19 @@
 //! What nginx alone knows of a request that it passes on: answers that it does not take, servers that it leaves alone, attempts
 //! that it repeats. Seen by uprobes only.
 
-use super::loads::load;
+use super::loads::{load, sent_once};
 use super::php::tell_php;
 use crate::accuracy::layout::Fastcgi;
 use crate::accuracy::scenario::{Marks, Scenario};
 use crate::accuracy::{Draw, LIMIT};
 use crate::guard::wait;
-use crate::load::{LoadConf, Progress};
+use crate::load::{LoadConf, Progress, Shape};
 use crate::scene::{Loads, Scene, pass};
 use crate::site::{Site, SiteConf};
 use anyhow::Result;
 use nix::sys::signal::Signal::SIGTERM;
 use std::time::Duration;
-use why502::model::incident::Cause::{FpmNotListening, UpstreamResponseInvalid};
+use why502::model::incident::Cause::{FpmMaxRequestsReset, FpmNotListening, UpstreamResponseInvalid};
 
 /// Answers that are waited for.
 const ANSWERS: u64 = 24;
@@ -67,7 +67,60 @@ pub(in crate::accuracy) const ALL: &[Scenario] = &[
         made: &[502],
         truth: |_, _, _| &[],
     },
+    // Each child answers a few, and is a while yet at the last one when the next request comes on its connection.
+    Scenario {
+        name: "fpm-max-requests-reset",
+        cause: Some(FpmMaxRequestsReset),
+        sub_cause: None,
+        fit: kept,
+        site: |d| keeps(d),
+        loads: |_, _| Loads::default(),
+        act: |scene, d, _| {
+            pass(PROBED_MS)?;
+            let shape = Shape::Upload { bytes: 64, expect: false };
+            let progress = scene.add(LoadConf { shape, ..few(d, &scene.site) })?;
+            wait("the 502s", LIMIT, || Progress::get(&progress.errors) >= ANSWERS)
+        },
+        made: &[502],
+        truth: |_, _, started| if started { &[] } else { &[FpmMaxRequestsReset] },
+    },
+    // What nginx repeats is answered by another child.
+    Scenario {
+        name: "fpm-max-requests-repeated",
+        cause: None,
+        sub_cause: None,
+        fit: kept,
+        site: |d| keeps(d),
+        loads: |_, _| Loads::default(),
+        act: |scene, d, _| {
+            pass(PROBED_MS)?;
+            let progress = scene.add(few(d, &scene.site))?;
+            wait("the answers", LIMIT, || Progress::get(&progress.answered) >= 5 * ANSWERS)
+        },
+        made: &[502],
+        truth: |_, _, _| &[],
+    },
 ];
+
+fn kept(d: &mut Draw) {
+    d.layout.uprobes = true;
+    sent_once(d);
+}
+
+/// A child for every connection that a worker may keep: one without a child would wait for ever.
+fn keeps(d: &Draw) -> SiteConf {
+    let mut site = d.site(12);
+    site.fpm.iter_mut().for_each(|f| f.pool_extra = "pm.max_requests = 3\n".into());
+    site.nginx.servers = Some("server $php; keepalive 16;".into());
+    site.nginx.server_extra = "    fastcgi_keep_conn on;".into();
+    site
+}
+
+fn few(d: &Draw, site: &Site) -> LoadConf {
+    let mut conf = asks(d, site, "/late.php");
+    (conf.connections, conf.think) = (4, Duration::from_millis(2));
+    conf
+}
 
 fn by_tcp(d: &mut Draw) {
     d.layout.uprobes = true;

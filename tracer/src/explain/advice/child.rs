@@ -63,6 +63,22 @@ pub fn hard_timeout() -> Advice {
     )
 }
 
+pub fn no_kept_connections(f: &Facts) -> Advice {
+    let old = f.child_ms.map_or(String::new(), |ms| {
+        format!(" The child had done its requests when it was {:.1} s old.", ms as f64 / 1000.0)
+    });
+    advice(
+        "fastcgi-keep-conn-off",
+        "nginx-conf",
+        "location that passes on to php-fpm",
+        "fastcgi_keep_conn off;  (or pm.max_requests = 0 in php-fpm's pool, where PHP does not leak: a larger number makes the loss only rarer; or fastcgi_next_upstream error timeout non_idempotent, where it does no harm that a request is carried out twice)",
+        &[],
+        &format!(
+            "after pm.max_requests a child closes its kept connection without an announcement, and a request that nginx sends at that moment is thrown away; nginx repeats it by itself unless it is a POST, LOCK or PATCH. Without kept connections each request costs one connect to php-fpm, which is on the same node.{old}"
+        ),
+    )
+}
+
 pub fn memory(sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
     let fpm = f.kind == Some(Kind::PhpFpm);
     let mib = |bytes: u64| bytes >> 20;

@@ -13,6 +13,7 @@ use crate::correlate::nginx::Came;
 use crate::correlate::stops::{Range, shared};
 use crate::identity::{ContainerInfo, Process};
 use crate::model::BootNs;
+use crate::model::event::TICK_NS;
 use crate::model::incident::{Advice, Cause};
 use items as item;
 
@@ -54,6 +55,8 @@ pub struct Facts {
     pub timeout_s: u64,
     /// What had come of an answer that nginx did not take.
     pub came: Option<Came>,
+    /// How old the child was that ended, in ms.
+    pub child_ms: Option<u64>,
     /// The container's memory limit that a process was killed at, bytes, and php-fpm's children at that time.
     pub memory: Option<(u64, u64)>,
 }
@@ -107,6 +110,10 @@ impl Facts {
         }
         if let Evidence::ErrorMade(made) = &lost.evidence {
             facts.came = made.failed.upstream.map(|(_, came)| came);
+        }
+        if matches!(lost.evidence, Evidence::ThrownAway(_)) && !server.is_master {
+            let born = server.process.map(|p| p.start_ticks * TICK_NS);
+            facts.child_ms = born.map(|born| lost.at.saturating_sub(born) / 1_000_000);
         }
         facts.memory = memory(lost, server, view);
         let asked = server.stop_signals(view, lost.at);
@@ -274,6 +281,7 @@ pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
         Cause::FpmChildKilled => vec![child::leave_children_alone()],
         Cause::FpmRequestTerminateTimeout => vec![child::terminate_timeout(f)],
         Cause::PhpHardTimeout => vec![child::hard_timeout()],
+        Cause::FpmMaxRequestsReset => vec![child::no_kept_connections(f)],
         Cause::OomKilled => child::memory(sub_cause, f),
         Cause::NginxWorkerCrash if sub_cause == Some("killed") => vec![item::signal_the_master(), item::edge_retry()],
         Cause::NginxWorkerCrash => vec![item::find_the_crash(), item::edge_retry()],

@@ -35,6 +35,7 @@ fn shapes() -> Vec<Facts> {
                     memory: (cut > 0).then_some((96 << 20, 4)),
                     grace_s: None,
                     came: reload.then_some(Came { received: 9089, read: 4096 }),
+                    child_ms: fast.then_some(4200),
                 });
             }
         }
