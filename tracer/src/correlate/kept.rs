@@ -125,7 +125,8 @@ fn by_unix(
     {
         return None;
     }
-    let master = table.parent(&key)?.key;
+    // Another upstream of this nginx may have closed: the child of a php-fpm that listens on TCP only is not asked here.
+    let master = table.parent(&key).map(|p| p.key).filter(|master| table.serves_unix(master))?;
     let from = event.at.saturating_sub(EXIT_NS);
     let failed = nginx
         .untold(from)

@@ -52,7 +52,7 @@ pub fn max_requests(lost: &Lost, server: &Server, view: &View) -> Option<Finding
         trigger: Trigger::Unknown,
         summary: format!(
             "{who} had done its pm.max_requests and closed the connection that nginx keeps to it, while this request came on \
-             it; it threw the request away. nginx did not repeat it (it repeats no POST, LOCK or PATCH){status}"
+             it; it threw the request away. nginx did not repeat it{status}"
         ),
         chain,
         confidence,

@@ -208,6 +208,11 @@ impl Table {
         if place.host { None } else { self.only_fpm_near(&place, host_netns).map(|p| p.key) }
     }
 
+    /// Is this php-fpm known to listen on a unix socket, or to have done so?
+    pub fn serves_unix(&self, master: &ProcKey) -> bool {
+        self.unix_paths.of(master)
+    }
+
     /// The newest php-fpm master among the neighbours, when all the others had ended before it began: earlier lives of the
     /// same server.
     fn only_fpm_near(&self, place: &Where, host_netns: u32) -> Option<&Process> {
