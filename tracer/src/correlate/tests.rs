@@ -2,6 +2,7 @@
 
 mod connect;
 mod fpm_child;
+mod kept;
 mod kube;
 mod layers;
 mod nginx;
