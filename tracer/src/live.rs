@@ -12,6 +12,7 @@ mod facts;
 mod filter;
 mod fpm;
 mod listening;
+mod looks;
 mod names;
 mod pools;
 mod stop_counters;

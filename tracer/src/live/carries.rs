@@ -1,12 +1,12 @@
 //! What the ports of each nginx carry, by its configuration: read when why502 starts, when an nginx does, and after a reload.
 
+use super::looks::Looks;
 use crate::correlate::history::sig;
 use crate::identity::is_nginx_program;
 use crate::model::BootNs;
 use crate::model::event::{Event, EventKind};
 use crate::model::input::{CarriesFact, ProcessFact};
 use crate::sources::running;
-use std::collections::VecDeque;
 use std::path::Path;
 
 /// After its exec or its signal, ns: an nginx writes its title once it has read its configuration.
@@ -14,10 +14,14 @@ const LOOKS: [BootNs; 2] = [300_000_000, 3_000_000_000];
 /// To be looked at; of more at once some are left out.
 const MOST: usize = 256;
 
-#[derive(Debug, Default)]
-pub(super) struct Fresh {
-    /// Pid, time of the exec or the signal, looks taken.
-    told: VecDeque<(u32, BootNs, usize)>,
+/// By pid, since the exec or the signal.
+#[derive(Debug)]
+pub(super) struct Fresh(Looks<u32>);
+
+impl Default for Fresh {
+    fn default() -> Self {
+        Fresh(Looks::new(&LOOKS, MOST))
+    }
 }
 
 impl Fresh {
@@ -29,21 +33,17 @@ impl Fresh {
             }
             _ => return,
         };
-        if self.told.len() < MOST && !self.told.iter().any(|(known, ..)| *known == pid) {
-            self.told.push_back((pid, event.at, 0));
+        if !self.0.has(&pid) {
+            self.0.add(pid, event.at);
         }
     }
 
     /// What is due at `now`.
     pub(super) fn due(&mut self, root: &Path, now: BootNs) -> Vec<CarriesFact> {
         let mut found = Vec::new();
-        self.told.retain_mut(|(pid, at, looks)| {
-            if now < at.saturating_add(LOOKS[*looks]) {
-                return true;
-            }
+        self.0.due(now, |pid| {
             found.extend(running::carries(root, *pid, now));
-            *looks += 1;
-            *looks < LOOKS.len()
+            true
         });
         found
     }

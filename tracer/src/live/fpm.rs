@@ -1,12 +1,12 @@
 //! AF_UNIX paths of the php-fpms that are started while why502 runs: no event tells of bind(2), so each is looked at a
 //! little after its exec.
 
+use super::looks::Looks;
 use crate::identity::is_php_fpm_program;
 use crate::model::BootNs;
 use crate::model::event::{Event, EventKind};
 use crate::model::input::UnixListenerFact;
 use crate::sources::procfs;
-use std::collections::VecDeque;
 use std::path::Path;
 
 /// After its exec, ns: php-fpm listens within milliseconds, unless its machine is busy or its configuration large.
@@ -14,32 +14,31 @@ const LOOKS: [BootNs; 3] = [500_000_000, 3_000_000_000, 20_000_000_000];
 /// Started and not looked at for the last time; somebody who starts more at once gets no more looks.
 const MOST: usize = 256;
 
-#[derive(Debug, Default)]
-pub(super) struct Fresh {
-    /// Pid, time of the exec, looks taken.
-    started: VecDeque<(u32, BootNs, usize)>,
+/// By pid, since the exec.
+#[derive(Debug)]
+pub(super) struct Fresh(Looks<u32>);
+
+impl Default for Fresh {
+    fn default() -> Self {
+        Fresh(Looks::new(&LOOKS, MOST))
+    }
 }
 
 impl Fresh {
     pub(super) fn observe(&mut self, event: &Event) {
         if let EventKind::Execed(e) = &event.kind
             && is_php_fpm_program(&e.path)
-            && self.started.len() < MOST
         {
-            self.started.push_back((e.task.tgid, event.at, 0));
+            self.0.add(e.task.tgid, event.at);
         }
     }
 
     /// What those listen on that are due at `now`.
     pub(super) fn due(&mut self, root: &Path, now: BootNs) -> Vec<UnixListenerFact> {
         let mut found = Vec::new();
-        self.started.retain_mut(|(pid, at, looks)| {
-            if now < at.saturating_add(LOOKS[*looks]) {
-                return true;
-            }
+        self.0.due(now, |pid| {
             let facts = procfs::unix_listeners_of(root, *pid, now);
-            *looks += 1;
-            let more = facts.is_empty() && *looks < LOOKS.len();
+            let more = facts.is_empty();
             found.extend(facts);
             more
         });
@@ -77,15 +76,15 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let mut fresh = Fresh::default();
         fresh.observe(&exec("/usr/sbin/nginx", 7));
-        assert!(fresh.started.is_empty());
+        assert_eq!(fresh.0.len(), 0);
         fresh.observe(&exec("/usr/sbin/php-fpm8.2", 8));
         for look in LOOKS {
-            assert_eq!(fresh.started.len(), 1);
+            assert_eq!(fresh.0.len(), 1);
             assert!(fresh.due(root.path(), 1_000 + look - 1).is_empty());
             assert!(fresh.due(root.path(), 1_000 + look).is_empty());
         }
-        assert!(fresh.started.is_empty());
+        assert_eq!(fresh.0.len(), 0);
         (0..2 * MOST as u32).for_each(|pid| fresh.observe(&exec("php-fpm", pid)));
-        assert_eq!(fresh.started.len(), MOST);
+        assert_eq!(fresh.0.len(), MOST);
     }
 }

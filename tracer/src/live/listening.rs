@@ -1,12 +1,12 @@
 //! Servers under other file names that are started while why502 runs: no event tells of a title, so a program that begins
 //! to listen and whose name tells nothing is looked at a little later.
 
+use super::looks::Looks;
 use crate::identity::{Program, is_server, program};
 use crate::model::event::{Event, EventKind, ProcKey, tcp};
 use crate::model::input::ProcessFact;
 use crate::model::{BootNs, Input};
 use crate::sources::procfs;
-use std::collections::VecDeque;
 use std::path::Path;
 
 /// After listen(2), ns: both masters write their title right before they fork; on a busy machine that may take a while.
@@ -14,10 +14,13 @@ const LOOKS: [BootNs; 2] = [300_000_000, 3_000_000_000];
 /// Listening and not looked at for the last time; somebody who makes more at once gets no more looks.
 const MOST: usize = 64;
 
-#[derive(Debug, Default)]
-pub(super) struct Strangers {
-    /// Who, since when, looks taken.
-    waiting: VecDeque<(ProcKey, BootNs, usize)>,
+#[derive(Debug)]
+pub(super) struct Strangers(Looks<ProcKey>);
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Strangers(Looks::new(&LOOKS, MOST))
+    }
 }
 
 impl Strangers {
@@ -25,12 +28,10 @@ impl Strangers {
         let EventKind::TcpState(s) = &event.kind else { return };
         let key = s.task.key();
         let known = matches!(program(&s.task.comm), Program::Nginx | Program::PhpFpm);
-        if s.newstate != tcp::LISTEN || key.tgid == 0 || known || self.waiting.len() >= MOST {
+        if s.newstate != tcp::LISTEN || key.tgid == 0 || known || self.0.has(&key) {
             return;
         }
-        if !self.waiting.iter().any(|(waiting, ..)| *waiting == key) {
-            self.waiting.push_back((key, event.at, 0));
-        }
+        self.0.add(key, event.at);
     }
 
     /// Those of them that call themselves a server by `now`.
@@ -40,17 +41,13 @@ impl Strangers {
 
     fn due_with(&mut self, now: BootNs, read: impl Fn(u32) -> Option<ProcessFact>) -> Vec<Input> {
         let mut found = Vec::new();
-        self.waiting.retain_mut(|(key, at, looks)| {
-            if now < at.saturating_add(LOOKS[*looks]) {
-                return true;
-            }
-            *looks += 1;
-            let Some(fact) = read(key.tgid).filter(|fact| fact.key == *key) else { return false };
-            if is_server(&fact) {
+        self.0.due(now, |key| match read(key.tgid).filter(|fact| fact.key == *key) {
+            Some(fact) if is_server(&fact) => {
                 found.push(Input::Process(fact));
-                return false;
+                false
             }
-            *looks < LOOKS.len()
+            Some(_) => true,
+            None => false,
         });
         found
     }
@@ -92,16 +89,16 @@ mod tests {
     fn a_title_that_comes_late_is_found() {
         let mut strangers = Strangers::default();
         strangers.observe(&listens("nginx", 7));
-        assert!(strangers.waiting.is_empty(), "its name tells");
+        assert!((strangers.0.len() == 0), "its name tells");
         strangers.observe(&listens("web", 8));
         strangers.observe(&listens("web", 8));
-        assert_eq!(strangers.waiting.len(), 1);
-        let key = strangers.waiting[0].0;
+        assert_eq!(strangers.0.len(), 1);
+        let key = crate::model::Task { tgid: 8, ..task() }.key();
         assert!(strangers.due_with(1_000, |_| panic!("not yet")).is_empty());
         assert!(strangers.due_with(1_000 + LOOKS[0], |_| Some(fact(key, "/opt/web"))).is_empty());
         let found = strangers.due_with(1_000 + LOOKS[1], |_| Some(fact(key, "nginx: master process /opt/web")));
         assert!(matches!(&found[..], [Input::Process(f)] if f.key == key));
-        assert!(strangers.waiting.is_empty());
+        assert!((strangers.0.len() == 0));
     }
 
     #[test]
@@ -110,8 +107,8 @@ mod tests {
         strangers.observe(&listens("web", 8));
         let other = ProcKey { tgid: 8, start_ticks: 1 };
         let found = strangers.due_with(u64::MAX, |_| Some(fact(other, "nginx: master process /opt/web")));
-        assert!(found.is_empty() && strangers.waiting.is_empty());
+        assert!(found.is_empty() && (strangers.0.len() == 0));
         (0..2 * MOST as u32).for_each(|pid| strangers.observe(&listens("web", pid + 10)));
-        assert_eq!(strangers.waiting.len(), MOST);
+        assert_eq!(strangers.0.len(), MOST);
     }
 }

@@ -1,12 +1,12 @@
 //! Pools of php-fpm's children that are forked while why502 runs: a child writes its pool's name into its title, which no
 //! event tells of, so each is looked at a little after its fork.
 
+use super::looks::Looks;
 use crate::identity::{Program, program};
 use crate::model::event::{Event, EventKind, ProcKey};
 use crate::model::input::ProcessFact;
 use crate::model::{BootNs, Input};
 use crate::sources::procfs;
-use std::collections::VecDeque;
 use std::path::Path;
 
 /// After the fork, ns: the title is the first thing that a child writes (`fpm_child_init()`), once it runs.
@@ -19,22 +19,23 @@ fn titled(fact: &ProcessFact, what: &str) -> bool {
     fact.argv.first().and_then(|title| title.strip_prefix("php-fpm: ")).is_some_and(|rest| rest.starts_with(what))
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Newborn {
-    /// Who, forked when, looks taken.
-    waiting: VecDeque<(ProcKey, BootNs, usize)>,
+#[derive(Debug)]
+pub(super) struct Newborn(Looks<ProcKey>);
+
+impl Default for Newborn {
+    fn default() -> Self {
+        Newborn(Looks::new(&LOOKS, MOST))
+    }
 }
 
 impl Newborn {
     pub(super) fn observe(&mut self, event: &Event) {
         match &event.kind {
-            EventKind::Forked { parent, child }
-                if program(&parent.comm) == Program::PhpFpm && self.waiting.len() < MOST =>
-            {
-                self.waiting.push_back((child.key(), event.at, 0));
+            EventKind::Forked { parent, child } if program(&parent.comm) == Program::PhpFpm => {
+                self.0.add(child.key(), event.at);
             }
             // What its child runs (`popen()` in a script) is no child of the pool.
-            EventKind::Execed(e) => self.waiting.retain(|(key, ..)| *key != e.task.key()),
+            EventKind::Execed(e) => self.0.remove(&e.task.key()),
             _ => {}
         }
     }
@@ -46,18 +47,14 @@ impl Newborn {
 
     fn due_with(&mut self, now: BootNs, read: impl Fn(u32) -> Option<ProcessFact>) -> Vec<Input> {
         let mut found = Vec::new();
-        self.waiting.retain_mut(|(key, at, looks)| {
-            if now < at.saturating_add(LOOKS[*looks]) {
-                return true;
-            }
-            *looks += 1;
-            let Some(fact) = read(key.tgid).filter(|fact| fact.key == *key) else { return false };
+        self.0.due(now, |key| match read(key.tgid).filter(|fact| fact.key == *key) {
             // A fork of a child (`pcntl_fork()`) has the title of its parent, and answers nobody.
-            if titled(&fact, "pool ") && read(fact.ppid).is_some_and(|master| titled(&master, "master process")) {
+            Some(fact) if titled(&fact, "pool ") && read(fact.ppid).is_some_and(|p| titled(&p, "master process")) => {
                 found.push(Input::Process(fact));
-                return false;
+                false
             }
-            *looks < LOOKS.len()
+            Some(_) => true,
+            None => false,
         });
         found
     }
@@ -99,7 +96,7 @@ mod tests {
     fn a_child_has_a_pool_once_its_title_says_so() {
         let mut newborn = Newborn::default();
         newborn.observe(&forked(8, "nginx"));
-        assert!(newborn.waiting.is_empty());
+        assert!(newborn.0.len() == 0);
         newborn.observe(&forked(8, "php-fpm8.2"));
         let look = |pool: &'static str| {
             move |pid: u32| match pid {
@@ -112,7 +109,7 @@ mod tests {
         assert!(newborn.due_with(1_000 + LOOKS[0], look(master)).is_empty(), "forked, and not yet run");
         let found = newborn.due_with(1_000 + LOOKS[1], look("php-fpm: pool shop"));
         assert!(matches!(&found[..], [Input::Process(f)] if f.key.tgid == 8));
-        assert!(newborn.waiting.is_empty());
+        assert!(newborn.0.len() == 0);
     }
 
     #[test]
@@ -120,7 +117,7 @@ mod tests {
         let mut newborn = Newborn::default();
         newborn.observe(&forked(8, "php-fpm8.2"));
         let found = newborn.due_with(u64::MAX, |pid| Some(fact(pid, pid - 1, "php-fpm: pool shop")));
-        assert!(found.is_empty() && newborn.waiting.len() == 1, "its parent is a child");
+        assert!(found.is_empty() && newborn.0.len() == 1, "its parent is a child");
         let exec = EventKind::Execed(crate::model::event::Execed {
             task: Task { tgid: 8, ..task() },
             old_pid: 8,
@@ -128,8 +125,8 @@ mod tests {
             argv: Vec::new(),
         });
         newborn.observe(&Event { kind: exec, ..forked(8, "") });
-        assert!(newborn.waiting.is_empty());
+        assert!(newborn.0.len() == 0);
         (0..2 * MOST as u32).for_each(|pid| newborn.observe(&forked(pid + 10, "php-fpm8.2")));
-        assert_eq!(newborn.waiting.len(), MOST);
+        assert_eq!(newborn.0.len(), MOST);
     }
 }
