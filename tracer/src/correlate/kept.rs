@@ -26,15 +26,25 @@ const MAX_ENTRIES: usize = 4_096;
 pub struct HalfClose {
     pub event: EventId,
     pub at: BootNs,
-    pub tuple: Tuple,
-    pub task: Task,
+    /// The child's end, in the child's name.
+    pub state: Box<TcpState>,
 }
 
 /// The close of nginx on such a connection, between its line and its page.
 #[derive(Clone, Debug)]
 struct Left {
     line: EventId,
-    state: Box<TcpState>,
+    seen: SeenBy,
+}
+
+/// Which end shows that nginx closed.
+#[derive(Clone, Debug)]
+enum SeenBy {
+    /// The child's, reached by nginx's FIN in nginx's own name.
+    Child(Box<TcpState>),
+    /// nginx's. The FIN may wait until the child is done with its socket (`sk_backlog`), and is told in the child's name then,
+    /// after the page.
+    Nginx(Tuple),
 }
 
 /// See the module.
@@ -56,7 +66,7 @@ impl Kept {
         host_netns: u32,
     ) -> Option<Lost> {
         match &event.kind {
-            EventKind::TcpState(s) if s.side == Side::Server => self.closed(event, s, nginx, table),
+            EventKind::TcpState(s) => self.closed(event, s, nginx, table),
             EventKind::NginxErrorPage(p) => return self.page(event, &p.task, nginx, table),
             EventKind::Exited { task, code: 0 } => return by_unix(event, task, nginx, table, history, host_netns),
             _ => {}
@@ -65,37 +75,49 @@ impl Kept {
     }
 
     fn closed(&mut self, event: &Event, s: &TcpState, nginx: &Nginx, table: &Table) {
-        match (s.oldstate, s.newstate) {
-            (tcp::ESTABLISHED, tcp::FIN_WAIT1)
+        match (s.side, s.oldstate, s.newstate) {
+            (Side::Server, tcp::ESTABLISHED, tcp::FIN_WAIT1)
                 if s.sk_shutdown == SEND_SHUTDOWN && table.role(&s.task.key()).role == Role::PhpFpmChild =>
             {
                 if self.halves.len() >= MAX_ENTRIES {
                     self.halves.pop_front();
                 }
-                let half = HalfClose { event: event.id, at: event.at, tuple: s.tuple, task: s.task.clone() };
-                self.halves.push_back(half);
+                self.halves.push_back(HalfClose { event: event.id, at: event.at, state: Box::new(s.clone()) });
             }
-            // Between two ends of one node it is told in the name of the one that closes.
-            (tcp::FIN_WAIT2, tcp::CLOSE) => {
-                if let Some(line) = nginx.says_it_ended(&s.task.key(), event.at) {
-                    if self.left.len() >= MAX_ENTRIES {
-                        self.left.clear();
-                    }
-                    self.left.insert(s.task.key(), Left { line, state: Box::new(s.clone()) });
-                }
+            (Side::Client, tcp::CLOSE_WAIT, tcp::LAST_ACK) => self.leaves(event, s, SeenBy::Nginx(s.tuple), nginx),
+            (Side::Server, tcp::FIN_WAIT2, tcp::CLOSE) => {
+                self.leaves(event, s, SeenBy::Child(Box::new(s.clone())), nginx);
             }
             _ => {}
         }
     }
 
+    fn leaves(&mut self, event: &Event, s: &TcpState, seen: SeenBy, nginx: &Nginx) {
+        let worker = s.task.key();
+        let Some(line) = nginx.says_it_ended(&worker, event.at) else { return };
+        if self.left.len() >= MAX_ENTRIES {
+            self.left.clear();
+        }
+        self.left.insert(worker, Left { line, seen });
+    }
+
     fn page(&mut self, event: &Event, worker: &Task, nginx: &mut Nginx, table: &Table) -> Option<Lost> {
         let left = self.left.remove(&worker.key())?;
         let failed = nginx.made_page(event).filter(|f| f.event == left.line)?.clone();
-        let t = left.state.tuple;
-        let near = |h: &&HalfClose| h.tuple == t && event.at.saturating_sub(h.at) < TURN_NS;
+        let of_it = |half: &&HalfClose| match &left.seen {
+            SeenBy::Child(s) => half.state.tuple == s.tuple,
+            SeenBy::Nginx(t) => half.state.tuple.ends() == t.flipped(),
+        };
+        let near = |half: &&HalfClose| event.at.saturating_sub(half.at) < TURN_NS && of_it(half);
         let half = self.halves.iter().rev().find(near).cloned();
+        let state = match (left.seen, &half) {
+            (SeenBy::Child(state), _) => state,
+            (SeenBy::Nginx(_), Some(half)) => half.state.clone(),
+            (SeenBy::Nginx(_), None) => return None,
+        };
+        let t = state.tuple;
         let server = match &half {
-            Some(half) => Actor { key: half.task.key(), task: Some(half.task.clone()), exiting: false },
+            Some(half) => Actor { key: half.state.task.key(), task: Some(half.state.task.clone()), exiting: false },
             None => {
                 let server = table.server_at(t.netns, t.local_ip, t.local_port, event.at)?;
                 let key = server.process.filter(|_| server.kind == ServerKind::PhpFpm)?;
@@ -104,8 +126,8 @@ impl Kept {
         };
         nginx.told(failed.event);
         let mechanism = if half.is_some() { Mechanism::ClosedInFlight } else { Mechanism::DataAfterClose };
-        let (sk_cgroup, bytes_sent) = (left.state.sk_cgroup, left.state.bytes_sent);
-        let evidence = ThrownAway { failed, half, left: Some(left.state) };
+        let (sk_cgroup, bytes_sent) = (state.sk_cgroup, state.bytes_sent);
+        let evidence = ThrownAway { failed, half, left: Some(state) };
         Some(Lost { mechanism, sk_cgroup, bytes_sent, ..lost(event.id, event.at, Conn::Tcp(t), server, evidence) })
     }
 }

@@ -182,7 +182,7 @@ pub struct ThrownAway {
     pub failed: Failed,
     /// The half close, where the request was unread then.
     pub half: Option<HalfClose>,
-    /// The server's end when nginx closed its own. `None`: on a unix socket, which shows neither.
+    /// The server's end when nginx closed its own, or when it was half-closed. `None`: on a unix socket, which shows neither.
     pub left: Option<Box<TcpState>>,
 }
 

@@ -144,9 +144,10 @@ impl Chain {
 
     /// A child half-closed its connection with a request unread on it.
     pub fn half_closed(&mut self, half: &HalfClose, view: &View) {
-        let who = describe(&half.task, view);
+        let task = &half.state.task;
+        let who = describe(task, view);
         let text = format!("{who} half-closed the connection after its last answer, with another request unread on it");
-        let process = Some(process_ref(&half.task, view));
+        let process = Some(process_ref(task, view));
         self.push(half.event, half.at, "tcp-close", "half-closed-with-a-request", process, text);
     }
 

@@ -47,6 +47,16 @@ impl Node {
         self.event(at, close(tcp::FIN_WAIT2, tcp::CLOSE, 3, task()))
     }
 
+    /// As its own end shows it.
+    fn nginx_ends(&mut self, at: u64) -> &mut Self {
+        let t = fcgi();
+        let (local_ip, local_port, remote_ip, remote_port) = t.flipped();
+        let tuple = Tuple { local_ip, local_port, remote_ip, remote_port, netns: t.netns };
+        let (oldstate, newstate) = (tcp::CLOSE_WAIT, tcp::LAST_ACK);
+        let ends = TcpState { sk: 71, tuple, oldstate, newstate, side: Side::Client, task: task(), ..state() };
+        self.event(at, EventKind::TcpState(ends))
+    }
+
     fn makes_a_page(&mut self, at: u64) -> &mut Self {
         let page = NginxErrorPage { task: task(), status: 502, connection: None, client: None };
         self.event(at, EventKind::NginxErrorPage(page))
@@ -67,6 +77,27 @@ fn a_request_that_a_child_throws_away_is_told() {
     assert_eq!((one.cause, one.confidence.level), (Cause::FpmMaxRequestsReset, Level::Certain), "{one:#?}");
     assert_eq!(one.response.status, Some(502));
     assert!(rules(one).contains(&"ended-by-itself-right-after"), "{:?}", rules(one));
+}
+
+/// nginx's FIN finds the child at work on its socket, and is told in the child's name when the page is made already.
+#[test]
+fn a_fin_that_waits_for_the_child_hides_nothing() {
+    let mut node = pod(false);
+    node.half_closes(T).says_it_ended(T + MS).nginx_ends(T + MS + 1).makes_a_page(T + MS + 2);
+    node.event(T + MS + 3, close(tcp::FIN_WAIT2, tcp::CLOSE, 3, child(1))).exits(T + 9 * MS, child(1), 0);
+    let said = node.said(true);
+    let one = only(&said);
+    assert_eq!((one.cause, one.confidence.level), (Cause::FpmMaxRequestsReset, Level::Certain), "{one:#?}");
+
+    // Both ends tell, in order.
+    let mut node = pod(false);
+    node.half_closes(T).says_it_ended(T + MS).nginx_ends(T + MS + 1).nginx_closes(T + MS + 2).makes_a_page(T + MS + 3);
+    assert_eq!(only(&node.exits(T + 9 * MS, child(1), 0).said(true)).cause, Cause::FpmMaxRequestsReset);
+
+    // The end of nginx alone: of which connection of php-fpm it is, nobody says.
+    let mut node = pod(false);
+    node.says_it_ended(T + MS).nginx_ends(T + MS + 1).makes_a_page(T + MS + 2).exits(T + 9 * MS, child(1), 0);
+    assert!(!causes(&node.said(true)).contains(&Cause::FpmMaxRequestsReset));
 }
 
 #[test]
