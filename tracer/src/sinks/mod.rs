@@ -4,6 +4,7 @@ pub mod escape;
 pub mod events;
 pub mod json;
 pub mod names;
+pub mod otlp;
 pub mod outbox;
 pub mod queue;
 pub mod recording;

@@ -13,6 +13,7 @@ mod kube;
 mod layers;
 mod live;
 mod metrics;
+mod otlp;
 mod page;
 mod page_dom;
 mod page_samples;
