@@ -6,6 +6,7 @@ mod bench;
 mod build;
 mod chart;
 mod cluster;
+mod collector;
 mod containerds;
 mod demo;
 mod dist;

@@ -8,7 +8,7 @@ use std::{env, fs};
 use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::toolchain::{self, LINKER_LLVM};
-use crate::{apt, sh};
+use crate::{apt, collector, sh};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -72,6 +72,8 @@ const TOOLS: &[Tool] = &[
     tool!(Test, "containerd", ["containerd"]),
     tool!(Test, "runc", ["runc"]),
     tool!(Test, "iptables", ["iptables"]),
+    // Brings the collector, below.
+    tool!(Ci, "pip3", ["python3-pip"]),
     Tool { name: "CNI plugins", since: For::Test, find: cni_bridge, packages: &[&["containernetworking-plugins"]] },
 ];
 
@@ -358,6 +360,7 @@ fn ci(installed: &mut usize) -> Result<()> {
         sh::run(&mut add)?;
         *installed += 1;
     }
+    otlp_collector(installed);
     if let Some(path) = sh::find("cargo-deny") {
         found("cargo-deny", path.display());
         return Ok(());
@@ -366,6 +369,24 @@ fn ci(installed: &mut usize) -> Result<()> {
     installing("cargo-deny", format_args!("{} (1 to 2 minutes)", sh::show(&cmd)));
     *installed += 1;
     sh::run(&mut cmd)
+}
+
+/// A test goes without it, so nothing else has to.
+fn otlp_collector(installed: &mut usize) {
+    const NAME: &str = "rotel-agent";
+    if let Some(path) = collector::find() {
+        found(NAME, path.display());
+        return;
+    }
+    let brought = collector::command().and_then(|mut cmd| {
+        installing(NAME, sh::show(&cmd));
+        sh::capture(&mut cmd)
+    });
+    match (brought, collector::find()) {
+        (Ok(_), Some(_)) => *installed += 1,
+        (Ok(_), None) => eprintln!("warning: {NAME} does not run here: its test will be skipped"),
+        (Err(e), _) => eprintln!("warning: {e:#}; the test with {NAME} will be skipped"),
+    }
 }
 
 #[cfg(test)]

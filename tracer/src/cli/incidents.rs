@@ -45,9 +45,6 @@ pub(super) struct Args {
     /// Read an agent's directory, also beside it or after its end
     #[arg(long, value_name = "DIR")]
     store: Option<PathBuf>,
-    /// Which
-    #[arg(long, value_enum, value_name = "KIND", default_value = "all")]
-    kind: Which,
     /// Of this namespace
     #[arg(long, value_name = "NAME")]
     namespace: Option<String>,
@@ -57,12 +54,27 @@ pub(super) struct Args {
     /// Of this workload: Deployment/web, or web
     #[arg(long, value_name = "NAME")]
     workload: Option<String>,
-    /// With one of these causes: their ids, with commas
-    #[arg(long, value_name = "ID", value_parser = known)]
-    cause: Option<String>,
     /// Of this stop: itself and its incidents
     #[arg(long, value_name = "ID")]
     stop: Option<String>,
+    /// Then go on with what comes
+    #[arg(short, long)]
+    follow: bool,
+    #[command(flatten)]
+    wanted: Wanted,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+// Which of all there are, whoever's they are. (A doc comment would become that of the command.)
+#[derive(Debug, clap::Args)]
+pub(super) struct Wanted {
+    /// Which
+    #[arg(long, value_enum, value_name = "KIND", default_value = "all")]
+    kind: Which,
+    /// With one of these causes: their ids, with commas
+    #[arg(long, value_name = "ID", value_parser = known)]
+    cause: Option<String>,
     /// From this time on: 2026-11-22T14:03:22Z, or how long ago: 10m, 2h
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<String>,
@@ -71,12 +83,7 @@ pub(super) struct Args {
     until: Option<String>,
     /// The newest so many, 1 to 1000
     #[arg(long, value_name = "NUMBER", value_parser = limit, default_value_t = LIMIT)]
-    limit: usize,
-    /// Then go on with what comes
-    #[arg(short, long)]
-    follow: bool,
-    #[command(flatten)]
-    output: OutputArgs,
+    pub(super) limit: usize,
 }
 
 /// Bad usage is told before anything is asked.
@@ -88,25 +95,31 @@ fn time(text: &str) -> Result<String, String> {
     moment(text, clock::sample().wall_ns)
 }
 
-impl Args {
-    fn query(&self) -> Query {
+impl Wanted {
+    pub(super) fn query(&self) -> Query {
         Query {
             kind: match self.kind {
                 Which::All => Kind::All,
                 Which::Incidents => Kind::Incidents,
                 Which::Stops => Kind::Stops,
             },
+            causes: self.cause.iter().flat_map(|ids| ids.split(',').map(str::to_owned)).collect(),
+            since: self.since.clone(),
+            until: self.until.clone(),
+            limit: Some(self.limit),
+            ..Query::default()
+        }
+    }
+}
+
+impl Args {
+    fn query(&self) -> Query {
+        Query {
             namespace: self.namespace.clone(),
             pod: self.pod.clone(),
             workload: self.workload.clone(),
-            causes: self.cause.iter().flat_map(|ids| ids.split(',').map(str::to_owned)).collect(),
-            id: None,
             stop: self.stop.clone(),
-            since: self.since.clone(),
-            until: self.until.clone(),
-            after: None,
-            before: None,
-            limit: Some(self.limit),
+            ..self.wanted.query()
         }
     }
 }
@@ -138,7 +151,7 @@ fn from_store(dir: &Path, args: &Args, printer: &Printer) -> anyhow::Result<()> 
     let read = || format!("cannot read the store {}", dir.display());
     let mut query = args.query();
     let Found { records, cursor, more } = query.run(dir, u64::MAX).with_context(read)?;
-    printer.more(more, args.limit);
+    printer.more(more, args.wanted.limit);
     for record in records {
         printer.print(&record.json)?;
     }
@@ -157,7 +170,7 @@ fn from_store(dir: &Path, args: &Args, printer: &Printer) -> anyhow::Result<()> 
 fn from_agent(agent: &Agent, args: &Args, printer: &Printer) -> anyhow::Result<()> {
     let mut query = args.query();
     let page = agent.page(&query)?;
-    printer.more(page.more, args.limit);
+    printer.more(page.more, args.wanted.limit);
     for item in &page.items {
         printer.print(item.get())?;
     }
@@ -179,13 +192,14 @@ fn from_agent(agent: &Agent, args: &Args, printer: &Printer) -> anyhow::Result<(
     Ok(())
 }
 
-struct Printer {
-    output: OutputArgs,
-    lines: Queue,
+/// What was found, on stdout.
+pub(super) struct Printer {
+    pub(super) output: OutputArgs,
+    pub(super) lines: Queue,
 }
 
 impl Printer {
-    fn print(&self, json: &str) -> anyhow::Result<()> {
+    pub(super) fn print(&self, json: &str) -> anyhow::Result<()> {
         if self.output.json() {
             self.lines.push(json.to_owned());
             return Ok(());
@@ -198,7 +212,7 @@ impl Printer {
         Ok(())
     }
 
-    fn more(&self, more: bool, limit: usize) {
+    pub(super) fn more(&self, more: bool, limit: usize) {
         if more {
             say(format_args!("there are more than the newest {limit}: --limit, --since, --until"));
         }

@@ -9,6 +9,7 @@ mod host;
 mod incidents;
 mod judge;
 mod kube;
+mod kubectl;
 mod live;
 mod man;
 mod output;
@@ -21,14 +22,15 @@ mod trace;
 mod watch;
 
 use clap::{Parser, Subcommand};
+use std::ffi::OsString;
 use std::fmt::Display;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
   why502 watch                          explain lost requests as they happen
-  why502 trace --signal TERM,QUIT,KILL  who sends which stop signal to whom
   why502 record -o stop.rec             write it down; why502 explain stop.rec explains it later
 Exit codes: 0 ok, 1 failed, 2 bad usage. `why502 COMMAND --help` tells more.";
 
@@ -48,6 +50,7 @@ enum Command {
     Explain(explain::Args),
     Serve(serve::Args),
     Incidents(incidents::Args),
+    Kubectl(kubectl::Args),
     Check(check::Args),
     Doctor(doctor::Args),
     Completions(completions::Args),
@@ -58,7 +61,7 @@ enum Command {
 /// Runs the command of the process's arguments. Whoever reads stdout may go away at any time: that is a quiet end.
 pub fn main() -> ExitCode {
     // clap prints help on stdout with 0 and bad usage on stderr with 2.
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments(std::env::args_os().collect()));
     match run(cli.command) {
         Ok(code) => code,
         Err(err) if is_broken_pipe(&err) => ExitCode::SUCCESS,
@@ -69,6 +72,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// kubectl runs a program `kubectl-why502` of the path for `kubectl why502`.
+fn arguments(mut all: Vec<OsString>) -> Vec<OsString> {
+    let called = all.first().and_then(|first| Path::new(first).file_name());
+    if called.is_some_and(|name| name == "kubectl-why502") {
+        all.splice(..1, ["why502", "kubectl"].map(OsString::from));
+    }
+    all
+}
+
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         Command::Watch(args) => watch::run(args),
@@ -77,6 +89,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Explain(args) => explain::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Incidents(args) => incidents::run(args),
+        Command::Kubectl(args) => kubectl::run(args),
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
@@ -106,6 +119,15 @@ mod tests {
     #[test]
     fn the_arguments_are_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn kubectl_calls_it_by_another_name() {
+        let arguments = |all: &[&str]| arguments(all.iter().map(OsString::from).collect());
+        assert_eq!(arguments(&["/usr/bin/kubectl-why502", "-n", "shop"]), ["why502", "kubectl", "-n", "shop"]);
+        assert_eq!(arguments(&["kubectl-why502"]), ["why502", "kubectl"]);
+        assert_eq!(arguments(&["/usr/bin/why502", "watch"]), ["/usr/bin/why502", "watch"]);
+        assert!(arguments(&[]).is_empty());
     }
 
     #[test]

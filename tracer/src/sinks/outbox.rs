@@ -12,7 +12,8 @@ use tokio::time::{sleep, timeout};
 /// ask at once.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LAST_PAUSE: Duration = Duration::from_secs(30);
-/// A server may ask for more than the last pause, but not for any time.
+/// A server may ask for less than the first pause and for more than the last one, but neither for none nor for any time.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 /// For one try.
 const TRY: Duration = Duration::from_secs(30);
@@ -199,7 +200,7 @@ async fn persist<C: Carrier>(
         if start.elapsed() >= GIVE_UP {
             return None;
         }
-        let until = Instant::now() + after.unwrap_or_else(|| some_of(pause)).min(LONGEST_PAUSE);
+        let until = Instant::now() + after.unwrap_or_else(|| some_of(pause)).clamp(SHORTEST_PAUSE, LONGEST_PAUSE);
         pause = (pause * 2).min(LAST_PAUSE);
         // The end shortens the pauses: it is then or never.
         loop {

@@ -10,6 +10,7 @@ mod explain;
 mod hooks;
 mod incidents;
 mod kube;
+mod kubectl;
 mod layers;
 mod live;
 mod metrics;

@@ -1,7 +1,7 @@
 //! Incidents and stops at an OpenTelemetry receiver: a real one (the Rotel collector), and a played one that is away, slow or odd.
 
 use crate::samples;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -74,14 +74,14 @@ impl Collector {
         collector
     }
 
-    /// What it printed, up to a line with this.
-    fn until(&self, text: &str) -> String {
+    /// What it printed, up to a line after which all of these are there.
+    fn until(&self, wanted: &[&str]) -> String {
         let start = Instant::now();
         let mut all = String::new();
-        while !all.contains(text) {
+        while let Some(missing) = wanted.iter().find(|text| !all.contains(**text)) {
             match self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
-                Ok(line) => all.extend([&line, "\n"]),
-                Err(e) => panic!("no {text:?} ({e}) in\n{all}"),
+                Ok(line) => all.extend([&*line, "\n"]),
+                Err(e) => panic!("no {missing:?} ({e}) in\n{all}"),
             }
         }
         all
@@ -109,6 +109,151 @@ fn a_real_collector_takes_incidents_and_stops() {
     outbox.push(entry(&Output::Stop(Box::new(Stop { id: "s-last".into(), ..samples::stop() }))));
     let stats = wait(&outbox, |stats| stats.sent == 3);
     assert_eq!((stats.waiting, stats.dropped, stats.refused, stats.failing), (0, 0, 0, None));
-    let said = collector.until("why502.missing");
-    println!("{said}");
+    let said = collector.until(&[
+        // Whose it is.
+        "service.name: Str(web)",
+        "k8s.namespace.name: Str(shop)",
+        "k8s.pod.name: Str(web-7d9f-x2k1)",
+        "k8s.pod.uid: Str(11111111-2222-3333-4444-555555555555)",
+        "k8s.deployment.name: Str(web)",
+        "k8s.node.name: Str(node-1)",
+        "container.id: Str(3f2a9c41d0e7",
+        // What it is, and when.
+        "InstrumentationScope why502",
+        "Timestamp: 1795356202118204113",
+        "ObservedTimestamp: 1795356204118204113",
+        "SEVERITY_NUMBER_ERROR(17)",
+        "EventName: why502.incident",
+        "event.name: Str(why502.incident)",
+        "error.type: Str(nginx-fast-shutdown)",
+        "client.address: Str(10.0.9.2)",
+        "client.port: Int(51514)",
+        "server.address: Str(10.0.3.7)",
+        "server.port: Int(80)",
+        "why502.confidence: Double(0.98)",
+        "why502.chain: Slice(Str(the exiting worker closed",
+        "why502.id: Str(i-1)",
+        "why502.id: Str(i-9)",
+        // The stop.
+        "EventName: why502.stop",
+        "SEVERITY_NUMBER_WARN(13)",
+        "why502.id: Str(s-last)",
+        "why502.incidents: Int(4)",
+    ]);
+    assert!(!said.contains("http.response.status_code"), "absent is left out:\n{said}");
+}
+
+enum Play {
+    /// Status, and more headers.
+    Answer(&'static str, &'static str),
+    /// Closes instead of an answer.
+    HangUp,
+}
+
+/// A request, and the number of its connection.
+struct Came {
+    connection: usize,
+    at: Instant,
+    head: String,
+    body: Vec<u8>,
+}
+
+/// Answers as told, then always with 200.
+fn played(plays: Vec<Play>) -> (String, mpsc::Receiver<Came>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (came, all) = mpsc::channel();
+    std::thread::spawn(move || {
+        let mut plays = plays.into_iter();
+        for (connection, stream) in listener.incoming().enumerate() {
+            let mut stream = BufReader::new(stream.unwrap());
+            while let Some((head, body)) = read(&mut stream) {
+                if came.send(Came { connection, at: Instant::now(), head, body }).is_err() {
+                    return;
+                }
+                let (status, headers) = match plays.next() {
+                    Some(Play::HangUp) => break,
+                    Some(Play::Answer(status, headers)) => (status, headers),
+                    None => ("200 OK", ""),
+                };
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n{headers}\r\n");
+                if stream.get_mut().write_all(answer.as_bytes()).is_err() || headers.contains("close") {
+                    break;
+                }
+            }
+        }
+    });
+    (address, all)
+}
+
+/// A request; `None` at the end of the connection.
+fn read(stream: &mut BufReader<TcpStream>) -> Option<(String, Vec<u8>)> {
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        if stream.read_line(&mut head).ok()? == 0 {
+            return None;
+        }
+    }
+    let head = head.to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:"))?;
+    let mut body = vec![0; length.trim().parse().ok()?];
+    stream.read_exact(&mut body).ok()?;
+    Some((head, body))
+}
+
+#[test]
+fn what_a_receiver_cannot_take_now_is_sent_again() {
+    let (address, came) = played(vec![
+        Play::Answer("503 Service Unavailable", "retry-after: 1\r\n"),
+        Play::Answer("429 Too Many Requests", "retry-after: 0\r\n"),
+        Play::HangUp,
+        Play::Answer("502 Bad Gateway", "retry-after: 0\r\n"),
+        Play::Answer("504 Gateway Timeout", "retry-after: 0\r\n"),
+    ]);
+    let outbox = outbox(&address, 100);
+    outbox.push(incident("i-1"));
+    let stats = wait(&outbox, |stats| stats.sent == 1);
+    assert_eq!((stats.refused, stats.dropped, stats.waiting, stats.failing), (0, 0, 0, None));
+    let all: Vec<Came> = came.try_iter().collect();
+    assert!(all.len() >= 6, "{}", all.len());
+    assert!(all.iter().all(|one| one.body == all[0].body && !one.body.is_empty()), "the same each time");
+    assert!(all[1].at - all[0].at >= Duration::from_secs(1), "as the receiver asked");
+    for want in ["post /v1/logs http/1.1\r\n", "content-type: application/x-protobuf\r\n", "x-tenant: shop\r\n"] {
+        assert!(all[0].head.contains(want), "{want:?} in {}", all[0].head);
+    }
+    assert_eq!(all[0].connection, all[1].connection, "a connection is kept");
+    assert_ne!(all[1].connection, all[all.len() - 1].connection, "a new one after the receiver hung up");
+}
+
+#[test]
+fn what_a_receiver_refuses_is_counted_and_said_and_the_next_goes_on() {
+    let (address, came) =
+        played(vec![Play::Answer("400 Bad Request", ""), Play::Answer("200 OK", "connection: close\r\n")]);
+    let outbox = outbox(&address, 100);
+    outbox.push(incident("i-1"));
+    let stats = wait(&outbox, |stats| stats.refused == 1);
+    assert!(stats.failing.is_some_and(|why| why.contains("/v1/logs answers 400")));
+    outbox.push(incident("i-2"));
+    wait(&outbox, |stats| stats.sent == 1);
+    outbox.push(incident("i-3"));
+    let stats = outbox.finish(PATIENCE);
+    assert_eq!(
+        (stats.sent, stats.refused, stats.failures, stats.waiting),
+        (2, 1, 0, 0),
+        "a closed connection is no failure"
+    );
+    assert_eq!(came.try_iter().count(), 3);
+}
+
+#[test]
+fn a_receiver_that_is_away_costs_a_bounded_queue() {
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let outbox = outbox(&nobody, 10);
+    (0..100).for_each(|_| outbox.push(incident("i-1")));
+    let stats = wait(&outbox, |stats| stats.failures > 0);
+    // Ten wait, and ten at most are on their way.
+    assert!(stats.dropped >= 80 && stats.dropped + stats.waiting == 100, "{stats:?}");
+    assert!(stats.failing.is_some_and(|why| why.contains("cannot be reached")));
+    let left = outbox.finish(Duration::from_millis(50));
+    assert_eq!(left.sent, 0);
 }

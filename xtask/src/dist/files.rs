@@ -1,7 +1,7 @@
 //! What goes beside the program, laid out as in a root directory.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 use std::process::Command;
 
@@ -24,6 +24,9 @@ const DOCUMENTS: &str = "usr/share/doc/why502";
 pub(super) fn lay_out(program: &Path, root: &Path) -> Result<()> {
     let packaging = sh::root().join("packaging");
     put(program, &root.join("usr/bin/why502"), 0o755)?;
+    // The name by which kubectl finds it.
+    let plugin = root.join("usr/bin/kubectl-why502");
+    symlink("why502", &plugin).with_context(|| plugin.display().to_string())?;
     put(&packaging.join("systemd/why502.service"), &root.join(UNIT), 0o644)?;
     put(&packaging.join("deb/why502.default"), &root.join("etc/default/why502"), 0o644)?;
     let manual = root.join(MANUAL);
