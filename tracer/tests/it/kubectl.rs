@@ -4,7 +4,7 @@ use crate::samples::{bare_incident, incident, stop};
 use serde_json::{Value, json};
 use std::fs;
 use std::net::TcpListener;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output as Ended, Stdio};
 use std::sync::Arc;
@@ -102,8 +102,10 @@ impl Cluster {
         let nowhere = Output::Incident(Box::new(Incident { id: "i-none".into(), ..bare_incident() }));
         let b = [told("i-2", "02", "web-b", "Deployment/web"), nowhere, Output::Stop(Box::new(stop()))];
         let cluster = Cluster { dir: tempfile::tempdir().unwrap(), nodes: [Node::start(&a), Node::start(&b)] };
-        cluster.write("kubectl", KUBECTL);
-        fs::set_permissions(cluster.file("kubectl"), fs::Permissions::from_mode(0o755)).unwrap();
+        cluster.write("script", KUBECTL);
+        // Not written by this process: one that another test forks would hold it open, and it could not be run (ETXTBSY).
+        let (from, to) = (cluster.file("script"), cluster.file("kubectl"));
+        assert!(Command::new("install").args(["-m", "755"]).args([from, to]).status().unwrap().success());
         cluster.write("namespace", "shop");
         cluster.agents(&[pod("agent-a", "node-a", "Running"), pod("agent-b", "node-b", "Running")]);
         for (name, node) in ["agent-a", "agent-b"].iter().zip(&cluster.nodes) {

@@ -3,7 +3,7 @@
 use crate::samples;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -35,6 +35,25 @@ fn wait(outbox: &Outbox<Entry>, until: impl Fn(&Stats) -> bool) -> Stats {
     }
 }
 
+#[test]
+fn what_is_not_known_is_left_out() {
+    let of = |incident: Incident| entry(&Output::Incident(Box::new(incident)));
+    let keys = |entry: &Entry| -> Vec<String> {
+        entry.resource.iter().chain(&entry.record.attributes).map(|pair| pair.key.clone()).collect()
+    };
+    let (full, bare) = (keys(&of(samples::incident())), keys(&of(samples::bare_incident())));
+    for key in ["k8s.pod.name", "k8s.container.name", "container.id", "why502.stop", "why502.chain", "why502.age_ms"] {
+        assert!(full.iter().any(|k| k == key), "{key}: {full:?}");
+        assert!(!bare.iter().any(|k| k == key), "{key}: {bare:?}");
+    }
+    for key in ["service.name", "k8s.node.name", "error.type", "client.address", "server.port", "why502.confidence"] {
+        assert!(bare.iter().any(|k| k == key), "{key}: {bare:?}");
+    }
+    // A clock that was not known is OTLP's unknown, not 1970's first nanoseconds.
+    let record = of(Incident { at: "boot+17ns".into(), ..samples::incident() }).record;
+    assert_eq!((record.time_unix_nano, record.observed_time_unix_nano), (0, 1_795_356_204_118_204_113));
+}
+
 /// The collector, when `cargo xtask setup` brought it or it is in the path.
 fn rotel() -> Option<PathBuf> {
     let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent()?.join("rotel/rotel/rotel-agent");
@@ -51,7 +70,7 @@ struct Collector {
 }
 
 impl Collector {
-    fn start(path: &PathBuf) -> Collector {
+    fn start(path: &Path) -> Collector {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let (address, grpc) = (free(), free());
         let mut child = Command::new(path)

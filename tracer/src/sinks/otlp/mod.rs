@@ -13,27 +13,47 @@ use prost::Message;
 /// The request for a batch: records of the same server stand under one resource, in the order in which they came.
 fn request(entries: &[Entry]) -> Vec<u8> {
     let mut all = ExportRequest::default();
-    for entry in entries {
-        let known = all
-            .resource_logs
-            .iter_mut()
-            .find(|logs| logs.resource.as_ref().is_some_and(|r| r.attributes == entry.resource));
-        let logs = match known {
-            Some(logs) => logs,
-            None => {
-                let resource = Some(Resource { attributes: entry.resource.clone() });
-                all.resource_logs.push(ResourceLogs { resource, scope_logs: vec![] });
-                match all.resource_logs.last_mut() {
-                    Some(logs) => logs,
-                    None => continue,
-                }
-            }
-        };
-        if logs.scope_logs.is_empty() {
-            let scope = Scope { name: "why502".into(), version: env!("CARGO_PKG_VERSION").into() };
-            logs.scope_logs.push(ScopeLogs { scope: Some(scope), log_records: vec![] });
-        }
-        logs.scope_logs[0].log_records.push(entry.record.clone());
+    for Entry { resource, record } in entries {
+        let same = |logs: &ResourceLogs| logs.resource.as_ref().is_some_and(|known| known.attributes == *resource);
+        let at = all.resource_logs.iter().position(same).unwrap_or_else(|| {
+            all.resource_logs.push(ResourceLogs {
+                resource: Some(Resource { attributes: resource.clone() }),
+                scope_logs: vec![ScopeLogs { scope: Some(scope()), log_records: vec![] }],
+            });
+            all.resource_logs.len() - 1
+        });
+        all.resource_logs[at].scope_logs[0].log_records.push(record.clone());
     }
     all.encode_to_vec()
+}
+
+/// Who says it.
+fn scope() -> Scope {
+    Scope { name: "why502".into(), version: env!("CARGO_PKG_VERSION").into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::messages::{KeyValue, LogRecord, Value};
+    use super::*;
+
+    #[test]
+    fn records_of_one_server_are_together_and_in_order() {
+        let entry = |server: &str, name: &str| Entry {
+            resource: vec![KeyValue { key: "k".into(), value: Some(Value::String(server.into()).into()) }],
+            record: LogRecord { event_name: name.into(), ..LogRecord::default() },
+        };
+        let body = request(&[entry("a", "1"), entry("b", "2"), entry("a", "3")]);
+        let all = ExportRequest::decode(&*body).unwrap().resource_logs;
+        let names = |at: usize| -> Vec<String> {
+            all[at]
+                .scope_logs
+                .iter()
+                .flat_map(|logs| &logs.log_records)
+                .map(|record| record.event_name.clone())
+                .collect()
+        };
+        assert_eq!((all.len(), names(0), names(1)), (2, vec!["1".to_owned(), "3".to_owned()], vec!["2".to_owned()]));
+        assert_eq!(all[0].scope_logs[0].scope.as_ref().map(|scope| &*scope.name), Some("why502"));
+    }
 }
