@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 /// Events that wait for the API server: an hour of what the rates let through.
 const EVENTS: usize = 512;
-/// Records that wait for the OTLP receiver: some 16 MiB.
-const RECORDS: usize = 4_096;
+/// Records that wait for the OTLP receiver: some 16 MiB, twice that at most.
+const RECORDS: usize = 2_048;
 /// As every exporter of OpenTelemetry takes them. Not an option: their values are secrets, and `ps` shows options.
 const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 

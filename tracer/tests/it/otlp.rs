@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use why502::model::Output;
-use why502::model::incident::{Incident, Stop};
+use why502::model::incident::{Incident, Link, Stop};
 use why502::sinks::otlp::{Entry, Headers, Receiver, entry};
 use why502::sinks::outbox::{Outbox, Stats};
 
@@ -52,6 +52,18 @@ fn what_is_not_known_is_left_out() {
     // A clock that was not known is OTLP's unknown, not 1970's first nanoseconds.
     let record = of(Incident { at: "boot+17ns".into(), ..samples::incident() }).record;
     assert_eq!((record.time_unix_nano, record.observed_time_unix_nano), (0, 1_795_356_204_118_204_113));
+}
+
+#[test]
+fn a_record_is_bounded_whatever_names_are() {
+    let mut long = samples::incident();
+    long.summary = "€".repeat(10_000);
+    let link = long.chain[0].clone();
+    long.chain = (0..500).map(|n| Link { text: format!("{n}{}", "é".repeat(3_000)), ..link.clone() }).collect();
+    let record = entry(&Output::Incident(Box::new(long))).record;
+    let size = format!("{record:?}").len();
+    assert!(size < 40_000, "{size}");
+    assert!(record.attributes.iter().any(|pair| pair.key == "why502.chain"));
 }
 
 /// The collector, when `cargo xtask setup` brought it or it is in the path.

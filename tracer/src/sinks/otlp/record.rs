@@ -5,9 +5,9 @@ use crate::model::Output;
 use crate::model::incident::{Advice, Bound, Container, Incident, Link, Missing, Pod, Stop};
 use jiff::Timestamp;
 
-/// Strings of one list, and bytes of one string: what is longer says no more.
-const LIST: usize = 48;
-const TEXT: usize = 2_048;
+/// Bytes of one string, and of one list: what is longer says no more, and thousands of records may have to wait.
+const TEXT: usize = 1_024;
+const LIST: usize = 4_096;
 
 const INFO: (i32, &str) = (9, "INFO");
 const WARN: (i32, &str) = (13, "WARN");
@@ -42,8 +42,15 @@ impl Attributes {
     }
 
     fn list(&mut self, key: &str, texts: impl Iterator<Item = String>) {
-        let string = |text: String| AnyValue::from(Value::String(cut(&text).to_owned()));
-        let values: Vec<AnyValue> = texts.take(LIST).map(string).collect();
+        let (mut values, mut size): (Vec<AnyValue>, usize) = (Vec::new(), 0);
+        for text in texts {
+            let text = cut(&text);
+            size += text.len();
+            if size > LIST {
+                break;
+            }
+            values.push(Value::String(text.to_owned()).into());
+        }
         if !values.is_empty() {
             self.add(key, Value::Array(ArrayValue { values }));
         }
