@@ -95,7 +95,7 @@ fn prints(store: &Store, from: &[&str]) {
 /// What people see first: 24 to 50 lines are a terminal.
 #[test]
 fn help_fits_one_screen() {
-    for command in ["serve", "incidents"] {
+    for command in ["serve", "incidents", "kubectl"] {
         let help = stdout(&[command, "--help"]);
         assert!(help.lines().count() <= 48, "{command}: {} lines\n{help}", help.lines().count());
         assert!(help.contains("Examples:"), "{help}");
@@ -131,7 +131,7 @@ fn bad_usage_and_nothing_there() {
 
 #[test]
 fn help_fits_in_a_screen() {
-    for command in ["serve", "incidents"] {
+    for command in ["serve", "incidents", "kubectl"] {
         let help = stdout(&[command, "-h"]);
         assert!(help.contains("Examples:"), "{help}");
         assert!(help.lines().count() <= 50, "{command}: {} lines", help.lines().count());
