@@ -2,12 +2,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{VERSION, epoch};
+use super::{VERSION, epoch, files};
 use crate::sh;
 
 /// Debian's names of architectures.
@@ -19,6 +19,11 @@ fn architecture() -> &'static str {
     }
 }
 
+/// Where it is.
+pub(super) fn path(dist: &Path) -> PathBuf {
+    dist.join(format!("why502_{VERSION}_{}.deb", architecture()))
+}
+
 /// Packs a copy of `root`.
 pub(super) fn build(root: &Path, work: &Path, dist: &Path) -> Result<()> {
     if sh::find("dpkg-deb").is_none() {
@@ -26,25 +31,40 @@ pub(super) fn build(root: &Path, work: &Path, dist: &Path) -> Result<()> {
     }
     let tree = work.join("deb");
     sh::run(Command::new("cp").arg("-a").arg(root).arg(&tree))?;
-    for page in fs::read_dir(tree.join("usr/share/man/man1"))?.flatten() {
+    let from = sh::root().join("packaging/deb");
+    let date = sh::capture(Command::new("date").args(["-uR", "-d", &format!("@{}", epoch())]))?;
+    let filled = |name: &str, size: &str| -> Result<String> {
+        let text = fs::read_to_string(from.join(name)).with_context(|| name.to_owned())?;
+        let text = text.replace("@VERSION@", VERSION).replace("@ARCH@", architecture());
+        Ok(text.replace("@SIZE@", size).replace("@DATE@", date.trim()))
+    };
+    let docs = tree.join(files::DOCUMENTS);
+    files::write(&docs.join("changelog"), &filled("changelog", "")?)?;
+    files::put(&from.join("lintian-overrides"), &tree.join("usr/share/lintian/overrides/why502"), 0o644)?;
+    let manual = fs::read_dir(tree.join(files::MANUAL))?.flatten().map(|page| page.path());
+    for file in manual.chain([docs.join("changelog"), docs.join(files::NOTICES)]) {
         // Debian wants them so; -n: no time in it.
-        sh::run(Command::new("gzip").arg("-n9").arg(page.path()))?;
+        sh::run(Command::new("gzip").arg("-n9").arg(file))?;
     }
+    let size = sh::capture(Command::new("du").args(["-sk", "--apparent-size"]).arg(&tree))?;
+    let size = size.split_whitespace().next().unwrap_or("0").to_owned();
+    // Of the files that are no configuration, as `debsums` reads it.
+    let mut sums = Command::new("sh");
+    sums.args(["-c", "find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum"]).current_dir(&tree);
+    let sums = sh::capture(&mut sums)?;
     let control = tree.join("DEBIAN");
     fs::create_dir(&control)?;
-    let from = sh::root().join("packaging/deb");
+    fs::write(control.join("md5sums"), sums)?;
     for (name, mode) in [("conffiles", 0o644), ("postinst", 0o755), ("prerm", 0o755), ("postrm", 0o755)] {
-        fs::copy(from.join(name), control.join(name)).with_context(|| name.to_owned())?;
-        fs::set_permissions(control.join(name), fs::Permissions::from_mode(mode))?;
+        files::put(&from.join(name), &control.join(name), mode)?;
     }
-    let size = sh::capture(Command::new("du").args(["-sk", "--apparent-size"]).arg(root))?;
-    let size = size.split_whitespace().next().unwrap_or("0").to_owned();
-    let text = fs::read_to_string(from.join("control"))?;
-    let text = text.replace("@VERSION@", VERSION).replace("@ARCH@", architecture()).replace("@SIZE@", &size);
-    fs::write(control.join("control"), text)?;
-    let to = dist.join(format!("why502_{VERSION}_{}.deb", architecture()));
+    fs::write(control.join("control"), filled("control", &size)?)?;
+    for file in ["control", "md5sums"] {
+        // Whatever the umask is.
+        fs::set_permissions(control.join(file), fs::Permissions::from_mode(0o644))?;
+    }
     let mut cmd = Command::new("dpkg-deb");
-    cmd.args(["--root-owner-group", "-Zxz", "--build"]).arg(&tree).arg(&to);
+    cmd.args(["--root-owner-group", "-Zxz", "--build"]).arg(&tree).arg(path(dist));
     cmd.env("SOURCE_DATE_EPOCH", epoch().to_string());
     sh::capture(&mut cmd).map(|_| ())
 }

@@ -16,12 +16,14 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "usr/share/zsh/vendor-completions/_why502"),
     ("fish", "usr/share/fish/vendor_completions.d/why502.fish"),
 ];
-const MANUAL: &str = "usr/share/man/man1";
+pub(super) const MANUAL: &str = "usr/share/man/man1";
 const UNIT: &str = "usr/lib/systemd/system/why502.service";
-const DOCUMENTS: &str = "usr/share/doc/why502";
+pub(super) const DOCUMENTS: &str = "usr/share/doc/why502";
+/// The licences of what is linked.
+pub(super) const NOTICES: &str = "third-party.txt";
 
 /// Fills `root` as the package of a distribution does.
-pub(super) fn lay_out(program: &Path, root: &Path) -> Result<()> {
+pub(super) fn lay_out(program: &Path, notices: &str, root: &Path) -> Result<()> {
     let packaging = sh::root().join("packaging");
     put(program, &root.join("usr/bin/why502"), 0o755)?;
     // The name by which kubectl finds it.
@@ -45,6 +47,7 @@ pub(super) fn lay_out(program: &Path, root: &Path) -> Result<()> {
         write(&root.join(to), &script)?;
     }
     write(&root.join(DOCUMENTS).join("copyright"), &copyright()?)?;
+    write(&root.join(DOCUMENTS).join(NOTICES), notices)?;
     let docs = sh::root().join("docs");
     for page in fs::read_dir(&docs)?.flatten().map(|entry| entry.path()) {
         if page.extension().is_some_and(|ext| ext == "md") {
@@ -67,19 +70,23 @@ pub(super) fn portable(root: &Path, to: &Path) -> Result<()> {
     for name in ["README.md", "LICENSE-MIT", "LICENSE-APACHE"] {
         put(&sh::root().join(name), &to.join(name), 0o644)?;
     }
+    put(&root.join(DOCUMENTS).join(NOTICES), &to.join(NOTICES), 0o644)?;
     put(&sh::root().join("packaging/seccomp/why502.json"), &to.join("seccomp.json"), 0o644)
 }
 
-fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
+pub(super) fn put(from: &Path, to: &Path, mode: u32) -> Result<()> {
     fs::create_dir_all(to.parent().context("a folder")?)?;
     fs::copy(from, to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
     fs::set_permissions(to, fs::Permissions::from_mode(mode))?;
     Ok(())
 }
 
-fn write(to: &Path, text: &str) -> Result<()> {
+pub(super) fn write(to: &Path, text: &str) -> Result<()> {
     fs::create_dir_all(to.parent().context("a folder")?)?;
-    fs::write(to, text).with_context(|| to.display().to_string())
+    fs::write(to, text).with_context(|| to.display().to_string())?;
+    // Whatever the umask is.
+    fs::set_permissions(to, fs::Permissions::from_mode(0o644))?;
+    Ok(())
 }
 
 /// In Debian's machine-readable form; the Apache licence is in every Debian already.
@@ -92,10 +99,13 @@ fn copyright() -> Result<String> {
         .map(|line| if line.trim().is_empty() { " .\n".into() } else { format!(" {line}\n") })
         .collect();
     Ok(format!(
-        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: why502\n\n\
-         Files: *\nCopyright: {holder}\nLicense: Expat or Apache-2.0\n\n\
+        "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\nUpstream-Name: why502\n\
+         Comment: The program is static. The crates and the C library in it are listed in third-party.txt.gz beside\n \
+         this file, with the text of each licence.\n\n\
+         Files: *\nCopyright: {holder}\nLicense: Expat or Apache-2.0\n\
+         Comment: The eBPF programs inside are under GPL-2.0-only as well, which the kernel asks of them; that text is in\n \
+         /usr/share/common-licenses/GPL-2.\n\n\
          License: Expat\n{body}\n\
-         License: Apache-2.0\n The text is in /usr/share/common-licenses/Apache-2.0.\n\n\
-         Comment: the eBPF programs inside are also under GPL-2.0-only, which the kernel asks of them.\n"
+         License: Apache-2.0\n The text is in /usr/share/common-licenses/Apache-2.0.\n"
     ))
 }

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{VERSION, epoch};
+use super::{VERSION, epoch, files};
 use crate::sh;
 
 /// Where root is not allowed, the rights are the file's: the kernel gives them to whoever runs it.
@@ -24,11 +24,11 @@ pub(super) fn reachable() -> Result<()> {
 }
 
 /// `why502:VERSION`, which runs as root, and `why502:VERSION-nonroot`, whose program has file capabilities.
-pub(super) fn build(program: &Path, work: &Path, dist: &Path) -> Result<()> {
+pub(super) fn build(program: &Path, notices: &str, work: &Path, dist: &Path) -> Result<()> {
     let plain = format!("why502:{VERSION}");
     let capable = format!("why502:{VERSION}-nonroot");
-    one(program, work, &plain, false)?;
-    one(program, work, &capable, true)?;
+    one(program, notices, work, &plain, false)?;
+    one(program, notices, work, &capable, true)?;
     let to = dist.join(format!("why502-{VERSION}-image.tar"));
     // No registry: `docker load` and `ctr images import` take it.
     sh::run(Command::new("docker").arg("save").arg("-o").arg(&to).args([&plain, &capable]))?;
@@ -36,15 +36,22 @@ pub(super) fn build(program: &Path, work: &Path, dist: &Path) -> Result<()> {
     Ok(())
 }
 
-fn one(program: &Path, work: &Path, tag: &str, capable: bool) -> Result<()> {
+fn one(program: &Path, notices: &str, work: &Path, tag: &str, capable: bool) -> Result<()> {
     let (context, root) = (work.join("image"), work.join("image-root"));
     for dir in [&context, &root] {
         // Of the other image.
         let _ = fs::remove_dir_all(dir);
         fs::create_dir(dir)?;
     }
-    fs::copy(program, root.join("why502"))?;
-    fs::set_permissions(root.join("why502"), fs::Permissions::from_mode(0o755))?;
+    files::put(program, &root.join("why502"), 0o755)?;
+    let licences = root.join("licenses");
+    for name in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        files::put(&sh::root().join(name), &licences.join(name), 0o644)?;
+    }
+    files::write(&licences.join(files::NOTICES), notices)?;
+    for dir in [&root, &licences] {
+        fs::set_permissions(dir, fs::Permissions::from_mode(0o755))?;
+    }
     let mut tar = Command::new("tar");
     tar.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner"]).arg(format!("--mtime=@{}", epoch()));
     if capable {
@@ -52,7 +59,7 @@ fn one(program: &Path, work: &Path, tag: &str, capable: bool) -> Result<()> {
             .context("setcap (of the package libcap2-bin) as root makes the image for other users than root")?;
         tar.args(["--format=pax", "--xattrs", "--xattrs-include=security.capability"]);
     }
-    sh::run(tar.arg("-C").arg(&root).arg("-cf").arg(context.join("root.tar")).arg("why502"))?;
+    sh::run(tar.arg("-C").arg(&root).arg("-cf").arg(context.join("root.tar")).args(["why502", "licenses"]))?;
     let mut docker = Command::new("docker");
     docker.args(["build", "-q", "-t", tag, "--build-arg", &format!("VERSION={VERSION}")]);
     docker.arg("-f").arg(sh::root().join("packaging/Dockerfile")).arg(&context);

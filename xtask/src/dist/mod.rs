@@ -2,13 +2,17 @@
 //!
 //! ```text
 //! binary  the static program (musl: nothing of the host is needed, its own resolver included)
+//! deps    what is linked into it: licences, bill of materials
 //! files   what goes beside it: manual pages, completions, the systemd unit, licences
 //! deb     a Debian package of these
 //! image   container images from scratch, by docker
+//! check   the Debian package, installed, upgraded, removed and purged under a systemd of its own
 //! ```
 
 mod binary;
+mod check;
 mod deb;
+mod deps;
 mod files;
 mod image;
 
@@ -17,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, For};
 use crate::{chart, sh};
@@ -26,6 +30,7 @@ use crate::{chart, sh};
 #[command(after_help = "Examples:
   cargo xtask dist
   cargo xtask dist --no-image               without docker
+  cargo xtask dist --check                  and try the Debian package (root; not on this machine's own system)
   DOCKER_HOST=unix:///run/docker.sock cargo xtask dist")]
 pub(crate) struct Args {
     /// Leave the container images out: docker is not needed then
@@ -34,7 +39,10 @@ pub(crate) struct Args {
     /// Pack this program, which is built already, instead of building the static one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Where everything is put; emptied first [default: target/dist]
+    /// Then install, upgrade, run, remove and purge the Debian package on a copy of this system that is thrown away (root)
+    #[arg(long)]
+    check: bool,
+    /// Where everything is put, in the place of what an earlier run put there [default: target/dist]
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
 }
@@ -42,11 +50,16 @@ pub(crate) struct Args {
 /// Of the whole workspace.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
+const SUMS: &str = "SHA256SUMS";
+
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     // Said before minutes are spent on the build.
     if !args.no_image {
         image::reachable()?;
+    }
+    if args.check {
+        check::possible()?;
     }
     let dist = args.to.clone().unwrap_or_else(|| sh::target_dir().join("dist"));
     let program = match &args.binary {
@@ -56,13 +69,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             binary::build()?
         }
     };
-    if dist.exists() {
-        fs::remove_dir_all(&dist).with_context(|| format!("emptying {}", dist.display()))?;
-    }
     fs::create_dir_all(&dist)?;
+    empty(&dist)?;
     let work = tempfile::tempdir().context("making a temporary folder")?;
     let root = work.path().join("root");
-    files::lay_out(&program, &root)?;
+    let crates = deps::linked()?;
+    let notices = deps::notices(&crates)?;
+    files::lay_out(&program, &notices, &root)?;
 
     let arch = std::env::consts::ARCH;
     let name = format!("why502-{VERSION}-{arch}-linux");
@@ -71,13 +84,29 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     deb::build(&root, work.path(), &dist)?;
     chart::package(&dist)?;
     fs::copy(chart::manifests(), dist.join(format!("why502-{VERSION}.yaml")))?;
+    fs::write(dist.join(format!("why502-{VERSION}.cdx.json")), deps::bill(&crates, VERSION, epoch())?)?;
     if !args.no_image {
-        image::build(&program, work.path(), &dist)?;
+        image::build(&program, &notices, work.path(), &dist)?;
     }
-    let sums = sums(&dist)?;
-    print!("{sums}");
+    print!("{}", sums(&dist)?);
     println!("dist        {} ({:.0?})", dist.display(), start.elapsed());
+    if args.check {
+        check::run(&deb::path(&dist))?;
+    }
     Ok(())
+}
+
+/// Takes away what an earlier run made, and nothing else.
+fn empty(dist: &Path) -> Result<()> {
+    let files: Vec<PathBuf> = fs::read_dir(dist)?.flatten().map(|entry| entry.path()).collect();
+    let ours = |path: &&PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        path.is_file() && (name == SUMS || name.starts_with("why502"))
+    };
+    if let Some(other) = files.iter().find(|path| !ours(path)) {
+        bail!("{} is not of `cargo xtask dist`: --to names a folder of its own", other.display());
+    }
+    files.iter().try_for_each(fs::remove_file).with_context(|| format!("emptying {}", dist.display()))
 }
 
 /// A .tar.gz of a folder in `parent` that is the same whenever and by whomever it is made.
@@ -95,11 +124,35 @@ fn epoch() -> u64 {
     said.or_else(commit).and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
 
-/// Writes SHA256SUMS of what is there.
+/// Writes SHA256SUMS of what is there, and tells the sizes as well.
 fn sums(dist: &Path) -> Result<String> {
     let mut names: Vec<_> = fs::read_dir(dist)?.flatten().map(|entry| entry.file_name()).collect();
     names.sort();
     let text = sh::capture(Command::new("sha256sum").arg("--").args(names).current_dir(dist))?;
-    fs::write(dist.join("SHA256SUMS"), &text)?;
-    Ok(text)
+    fs::write(dist.join(SUMS), &text)?;
+    let line = |line: &str| -> Result<String> {
+        let (_, name) = line.split_once("  ").context("sha256sum")?;
+        let size = fs::metadata(dist.join(name))?.len();
+        Ok(format!("{:>9} KiB  {line}\n", size.div_ceil(1024)))
+    };
+    text.lines().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_its_own_is_taken_away() {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        for name in [SUMS, "why502_0.0.9_amd64.deb"] {
+            fs::write(dir.path().join(name), "").expect("written");
+        }
+        empty(dir.path()).expect("emptied");
+        assert_eq!(fs::read_dir(dir.path()).expect("a folder").count(), 0);
+        fs::write(dir.path().join("why502.txt"), "").expect("written");
+        fs::write(dir.path().join("thesis.txt"), "").expect("written");
+        assert!(empty(dir.path()).expect_err("not ours").to_string().contains("thesis.txt"));
+        assert!(dir.path().join("why502.txt").exists());
+    }
 }
