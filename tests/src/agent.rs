@@ -29,6 +29,15 @@ impl Agent {
         Ok(Self { tracer: Tracer::start(&binary()?, &args(store, &at.to_string()))?, at })
     }
 
+    /// Ready, with more variables (`NAME=value`) and options.
+    pub fn start_with(store: &Path, variables: &[&str], more: &[&str]) -> Result<Self> {
+        let at = free_port()?;
+        let (binary, at_text) = (binary()?, at.to_string());
+        let words = variables.iter().map(OsStr::new).chain([binary.as_os_str()]);
+        let words = words.chain(args(store, &at_text)).chain(more.iter().map(OsStr::new));
+        Ok(Self { tracer: Tracer::start(Path::new("/usr/bin/env"), &words.collect::<Vec<_>>())?, at })
+    }
+
     /// Does not wait for anything.
     pub fn start_unready(store: &Path) -> Result<Self> {
         let at = free_port()?;

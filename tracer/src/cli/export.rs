@@ -1,12 +1,11 @@
 //! `--events` and `--otlp`: where verdicts go beside the store.
 
-use super::judge::is_blamed;
 use super::kube::Kube;
 use super::say;
 use crate::model::{Input, Output};
 use crate::serve::State;
 use crate::sinks::events::{Events, Told};
-use crate::sinks::otlp::{self, Endpoint, Entry, Headers, Receiver};
+use crate::sinks::otlp::{self, Endpoint, Entry, Receiver, Settings};
 use crate::sinks::outbox::{Outbox, Stats};
 use crate::sinks::recording::time_of;
 use crate::sources::kube::EventWriter;
@@ -17,8 +16,6 @@ use std::time::{Duration, Instant};
 const EVENTS: usize = 512;
 /// Records that wait for the OTLP receiver: some 16 MiB, twice that at most.
 const RECORDS: usize = 2_048;
-/// As every exporter of OpenTelemetry takes them. Not an option: their values are secrets, and `ps` shows options.
-const HEADERS: &str = "OTEL_EXPORTER_OTLP_HEADERS";
 
 /// What they are called on stderr.
 const EVENTS_NAME: &str = "Kubernetes Events";
@@ -29,9 +26,10 @@ pub(super) struct ExportArgs {
     /// Write Kubernetes Events about the pods that lost requests, and about their workloads
     #[arg(long)]
     events: bool,
-    /// Send incidents and stops as logs to this OpenTelemetry receiver: http://HOST:4318
-    #[arg(long, value_name = "URL")]
-    otlp: Option<Endpoint>,
+    /// Send incidents and stops as logs to an OpenTelemetry receiver: http://HOST:4318, or what the variables OTEL_EXPORTER_OTLP_*
+    /// say
+    #[arg(long, value_name = "URL", num_args = 0..=1, value_parser = Endpoint::base)]
+    otlp: Option<Option<Endpoint>>,
 }
 
 /// What runs of them.
@@ -39,16 +37,14 @@ pub(super) struct ExportArgs {
 pub(super) struct Exports {
     events: Option<(Events, Outbox<Told>)>,
     otlp: Option<Outbox<Entry>>,
-    /// Also what is not the server's doing.
-    all: bool,
     /// What was said of each last.
     complaints: Vec<(&'static str, Option<String>)>,
 }
 
 impl ExportArgs {
-    /// `host` is the node's name where Kubernetes' is not given; `all`: logs are also about what is not the server's doing.
-    pub(super) fn start(&self, kube: &Kube, host: &str, all: bool, state: &State) -> anyhow::Result<Exports> {
-        let mut exports = Exports { all, ..Exports::default() };
+    /// `host` is the node's name where Kubernetes' is not given.
+    pub(super) fn start(&self, kube: &Kube, host: &str, state: &State) -> anyhow::Result<Exports> {
+        let mut exports = Exports::default();
         if self.events {
             let place = kube.place.clone();
             let place =
@@ -58,13 +54,12 @@ impl ExportArgs {
             state.tally().export("kubernetes-events", outbox.gauge());
             exports.events = Some((Events::default(), outbox));
         }
-        if let Some(endpoint) = &self.otlp {
-            let headers = std::env::var_os(HEADERS).unwrap_or_default();
-            let headers = headers
-                .to_str()
-                .context("not UTF-8")
-                .and_then(|text| text.parse::<Headers>().map_err(anyhow::Error::msg));
-            let receiver = Receiver::new(endpoint.clone(), headers.context(HEADERS)?);
+        if let Some(given) = &self.otlp {
+            let variable = |name: &str| std::env::var_os(name).map(|text| text.to_string_lossy().into_owned());
+            // Headers are no option: their values are secrets, and `ps` shows options.
+            let settings = Settings::read(given.clone(), variable).map_err(anyhow::Error::msg)?;
+            say(format_args!("{OTLP_NAME} go to {}", settings.endpoint()));
+            let receiver = Receiver::new(settings);
             let outbox = Outbox::start("otlp", receiver, RECORDS).context("cannot start the thread of --otlp")?;
             state.tally().export("otlp", outbox.gauge());
             exports.otlp = Some(outbox);
@@ -74,12 +69,13 @@ impl ExportArgs {
 }
 
 impl Exports {
+    /// What the store keeps, with its bounds for each container, goes on. Never waits.
+    pub(super) fn kept(&self, output: &Output) {
+        self.otlp.iter().for_each(|outbox| outbox.push(otlp::entry(output)));
+    }
+
     /// Never waits.
     pub(super) fn feed(&mut self, input: &Input, outputs: &[Output], state: &State) {
-        if let Some(outbox) = &self.otlp {
-            let told = outputs.iter().filter(|output| self.all || is_blamed(output));
-            told.for_each(|output| outbox.push(otlp::entry(output)));
-        }
         let Some((events, outbox)) = &mut self.events else { return };
         let now = time_of(input);
         events.input(input);
@@ -108,7 +104,8 @@ impl Exports {
             if last.is_some() != stats.failing.is_some() {
                 match &stats.failing {
                     Some(why) => say(format_args!("{name} cannot be delivered: {why}")),
-                    None => say(format_args!("{name} are delivered again")),
+                    None if stats.dropped == 0 => say(format_args!("{name} are delivered again")),
+                    None => say(format_args!("{name} are delivered again, {} were dropped", stats.dropped)),
                 }
             }
             *last = stats.failing;

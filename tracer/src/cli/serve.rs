@@ -94,7 +94,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let state = Arc::new(State::new(store.view()));
     let server = Server::start(listener, Arc::clone(&state), Bounds::default()).context("cannot start HTTP")?;
     say(format_args!("http://{} and {}", server.address, args.store.display()));
-    let exports = args.export.start(&kube, &host, args.all, &state)?;
+    let exports = args.export.start(&kube, &host, &state)?;
     let mut agent = Agent {
         judge: Judge::new(),
         state,
@@ -155,6 +155,7 @@ impl Agent {
             }
             if self.quota.takes(output, time_of(input)) {
                 store.push(json::output(output)?);
+                self.exports.kept(output);
             } else {
                 self.state.tally().skipped();
             }

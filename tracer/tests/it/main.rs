@@ -3,6 +3,7 @@
 mod browser;
 mod check;
 mod cli;
+mod collector;
 mod drops;
 mod events;
 mod evidence;

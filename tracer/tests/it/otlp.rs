@@ -1,22 +1,26 @@
 //! Incidents and stops at an OpenTelemetry receiver: a real one (the Rotel collector), and a played one that is away, slow or odd.
 
+use crate::collector::{self, Collector};
 use crate::samples;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use why502::model::Output;
-use why502::model::incident::{Incident, Link, Stop};
-use why502::sinks::otlp::{Entry, Headers, Receiver, entry};
+use why502::model::incident::{Cause, Incident, Link, Stop};
+use why502::sinks::otlp::{Endpoint, Entry, Receiver, Settings, entry};
 use why502::sinks::outbox::{Outbox, Stats};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn outbox(address: &str, max: usize) -> Outbox<Entry> {
-    let headers: Headers = "x-tenant=shop".parse().unwrap();
-    Outbox::start("otlp", Receiver::new(format!("http://{address}").parse().unwrap(), headers), max).unwrap()
+    let variable = |name: &str| match name {
+        "OTEL_EXPORTER_OTLP_HEADERS" => Some("x-tenant=shop".into()),
+        "OTEL_RESOURCE_ATTRIBUTES" => Some("k8s.cluster.name=prod,k8s.node.name=wrong".into()),
+        _ => None,
+    };
+    let settings = Settings::read(Some(Endpoint::base(&format!("http://{address}")).unwrap()), variable).unwrap();
+    Outbox::start("otlp", Receiver::new(settings), max).unwrap()
 }
 
 fn incident(id: &str) -> Entry {
@@ -46,9 +50,19 @@ fn what_is_not_known_is_left_out() {
         assert!(full.iter().any(|k| k == key), "{key}: {full:?}");
         assert!(!bare.iter().any(|k| k == key), "{key}: {bare:?}");
     }
-    for key in ["service.name", "k8s.node.name", "error.type", "client.address", "server.port", "why502.confidence"] {
+    for key in ["service.name", "host.name", "error.type", "client.address", "server.port", "why502.confidence.value"] {
         assert!(bare.iter().any(|k| k == key), "{key}: {bare:?}");
     }
+    assert!(!bare.iter().any(|k| k == "k8s.node.name"), "nothing says that it is one");
+    // Who stores them as objects cannot have a value beside fields.
+    let stop = keys(&entry(&Output::Stop(Box::new(samples::stop()))));
+    for key in full.iter().chain(&stop) {
+        let inside =
+            full.iter().chain(&stop).find(|k| k.strip_prefix(&**key).is_some_and(|rest| rest.starts_with('.')));
+        assert_eq!(inside, None, "{key}");
+    }
+    let blameless = of(Incident { cause: Cause::ClientAbort, ..samples::incident() }).record;
+    assert_eq!((of(samples::incident()).record.severity_number, blameless.severity_number), (17, 9));
     // A clock that was not known is OTLP's unknown, not 1970's first nanoseconds.
     let record = of(Incident { at: "boot+17ns".into(), ..samples::incident() }).record;
     assert_eq!((record.time_unix_nano, record.observed_time_unix_nano), (0, 1_795_356_204_118_204_113));
@@ -66,73 +80,10 @@ fn a_record_is_bounded_whatever_names_are() {
     assert!(record.attributes.iter().any(|pair| pair.key == "why502.chain"));
 }
 
-/// The collector, when `cargo xtask setup` brought it or it is in the path.
-fn rotel() -> Option<PathBuf> {
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).parent()?.join("rotel/rotel/rotel-agent");
-    let paths = std::env::var_os("PATH").unwrap_or_default();
-    let named = std::env::split_paths(&paths).map(|dir| dir.join("rotel-agent"));
-    [target].into_iter().chain(named).find(|path| path.is_file())
-}
-
-/// A collector that prints what came.
-struct Collector {
-    child: Child,
-    address: String,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Collector {
-    fn start(path: &Path) -> Collector {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let (address, grpc) = (free(), free());
-        let mut child = Command::new(path)
-            .args(["start", "--otlp-http-endpoint", &address, "--otlp-grpc-endpoint", &grpc, "--exporter", "blackhole"])
-            .args(["--disable-batching", "--debug-log", "logs", "--debug-log-verbosity", "detailed"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let (said, lines) = mpsc::channel();
-        let stdout = BufReader::new(child.stdout.take().unwrap());
-        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| said.send(line)));
-        let collector = Collector { child, address, lines };
-        let start = Instant::now();
-        while TcpStream::connect(&collector.address).is_err() {
-            assert!(start.elapsed() < PATIENCE, "the collector does not listen");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        collector
-    }
-
-    /// What it printed, up to a line after which all of these are there.
-    fn until(&self, wanted: &[&str]) -> String {
-        let start = Instant::now();
-        let mut all = String::new();
-        while let Some(missing) = wanted.iter().find(|text| !all.contains(**text)) {
-            match self.lines.recv_timeout(PATIENCE.saturating_sub(start.elapsed())) {
-                Ok(line) => all.extend([&*line, "\n"]),
-                Err(e) => panic!("no {missing:?} ({e}) in\n{all}"),
-            }
-        }
-        all
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[test]
 fn a_real_collector_takes_incidents_and_stops() {
-    let Some(path) = rotel() else {
-        println!("skipped: no rotel-agent here; `cargo xtask setup` brings it (PyPI: rotel)");
-        return;
-    };
-    let collector = Collector::start(&path);
+    let Some(path) = collector::find() else { return collector::skipped("a real collector") };
+    let mut collector = Collector::start(&path, &collector::free_address());
     let outbox = outbox(&collector.address, 100);
     let hostile = Incident { id: "i-9".into(), summary: "\u{1b}[2J\u{202e}\0".into(), ..samples::bare_incident() };
     outbox.push(incident("i-1"));
@@ -140,9 +91,11 @@ fn a_real_collector_takes_incidents_and_stops() {
     outbox.push(entry(&Output::Stop(Box::new(Stop { id: "s-last".into(), ..samples::stop() }))));
     let stats = wait(&outbox, |stats| stats.sent == 3);
     assert_eq!((stats.waiting, stats.dropped, stats.refused, stats.failing), (0, 0, 0, None));
-    let said = collector.until(&[
+    collector.until(&[
         // Whose it is.
         "service.name: Str(web)",
+        "service.instance.id: Str(shop.web-7d9f-x2k1.nginx)",
+        "k8s.cluster.name: Str(prod)",
         "k8s.namespace.name: Str(shop)",
         "k8s.pod.name: Str(web-7d9f-x2k1)",
         "k8s.pod.uid: Str(11111111-2222-3333-4444-555555555555)",
@@ -161,7 +114,7 @@ fn a_real_collector_takes_incidents_and_stops() {
         "client.port: Int(51514)",
         "server.address: Str(10.0.3.7)",
         "server.port: Int(80)",
-        "why502.confidence: Double(0.98)",
+        "why502.confidence.value: Double(0.98)",
         "why502.chain: Slice(Str(the exiting worker closed",
         "why502.id: Str(i-1)",
         "why502.id: Str(i-9)",
@@ -171,6 +124,7 @@ fn a_real_collector_takes_incidents_and_stops() {
         "why502.id: Str(s-last)",
         "why502.incidents: Int(4)",
     ]);
+    let said = &collector.said;
     assert!(!said.contains("http.response.status_code"), "absent is left out:\n{said}");
 }
 

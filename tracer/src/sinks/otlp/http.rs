@@ -3,18 +3,17 @@
 use super::messages::{ExportResponse, Status};
 use super::record::Entry;
 use super::request;
+use super::settings::{Endpoint, Settings};
 use crate::sinks::outbox::{Carrier, Sent};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1::{self, SendRequest};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, RETRY_AFTER, USER_AGENT};
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
-use percent_encoding::percent_decode_str;
 use prost::Message;
-use std::str::FromStr;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -25,88 +24,21 @@ const ANSWER: usize = 64 << 10;
 const SAID: usize = 200;
 const PROTOBUF: HeaderValue = HeaderValue::from_static("application/x-protobuf");
 
-/// `http://HOST:4318`, and the path below which the receiver's own begin.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    authority: String,
-    path: String,
-}
-
-impl FromStr for Endpoint {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Endpoint, String> {
-        if text.starts_with("https://") {
-            return Err("TLS is not spoken here: send to a collector of the cluster, which speaks it".into());
-        }
-        let bad = || format!("{text:?} is no address such as http://otel-collector.monitoring:4318");
-        let uri: hyper::Uri = text.parse().map_err(|_| bad())?;
-        let plain = uri.scheme_str() == Some("http") && uri.query().is_none();
-        let authority = uri.authority().filter(|a| plain && !a.as_str().contains('@')).ok_or_else(bad)?;
-        // A port that is no number of 16 bits counts as none there.
-        let port = match authority.as_str().strip_prefix(authority.host()) {
-            Some("") => 4318,
-            Some(port) => port.strip_prefix(':').and_then(|port| port.parse::<u16>().ok()).ok_or_else(bad)?,
-            None => return Err(bad()),
-        };
-        let base = uri.path().trim_end_matches('/');
-        // Who gives the whole path of the logs means that one.
-        let path = if base.ends_with("/v1/logs") { base.to_owned() } else { format!("{base}/v1/logs") };
-        Ok(Endpoint { authority: format!("{}:{port}", authority.host()), path })
-    }
-}
-
-impl std::fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "http://{}{}", self.authority, self.path)
-    }
-}
-
-/// More headers, as `OTEL_EXPORTER_OTLP_HEADERS` has them: `name=value,name=value`, values percent-encoded.
-#[derive(Clone, Default)]
-pub struct Headers(HeaderMap);
-
-impl std::fmt::Debug for Headers {
-    /// Values are secrets.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.keys()).finish()
-    }
-}
-
-impl FromStr for Headers {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Headers, String> {
-        let mut all = HeaderMap::new();
-        for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty()) {
-            // The value is a secret: it is not told.
-            let bad = |name: &str| format!("{name:?} is no header such as api-key=KEY");
-            let (name, value) = pair.split_once('=').ok_or_else(|| bad("what has no ="))?;
-            let decoded = percent_decode_str(value.trim()).decode_utf8().map_err(|_| bad(name))?;
-            let key = HeaderName::from_str(name.trim()).map_err(|_| bad(name))?;
-            let mut value = HeaderValue::from_str(&decoded).map_err(|_| bad(name))?;
-            value.set_sensitive(true);
-            all.insert(key, value);
-        }
-        Ok(Headers(all))
-    }
-}
-
 /// Carries records to a receiver, over one connection as long as it lasts.
 pub struct Receiver {
-    endpoint: Endpoint,
-    headers: Headers,
+    settings: Settings,
     kept: Option<SendRequest<Full<Bytes>>>,
 }
 
 impl Receiver {
-    pub fn new(endpoint: Endpoint, headers: Headers) -> Receiver {
-        Receiver { endpoint, headers, kept: None }
+    pub fn new(settings: Settings) -> Receiver {
+        Receiver { settings, kept: None }
     }
 
     async fn connect(&self) -> Result<SendRequest<Full<Bytes>>, String> {
-        let unreachable = |why: String| format!("{} cannot be reached: {why}", self.endpoint);
-        let stream = match timeout(CONNECT, TcpStream::connect(&self.endpoint.authority)).await {
+        let endpoint = &self.settings.endpoint;
+        let unreachable = |why: String| format!("{endpoint} cannot be reached: {why}");
+        let stream = match timeout(CONNECT, TcpStream::connect(&endpoint.authority)).await {
             Ok(connected) => connected.map_err(|e| unreachable(e.to_string()))?,
             Err(_) => return Err(unreachable("no answer".into())),
         };
@@ -118,12 +50,13 @@ impl Receiver {
     }
 
     fn post(&self, body: Bytes) -> Result<Request<Full<Bytes>>, String> {
-        let mut request = Request::post(&self.endpoint.path);
-        if let Some(headers) = request.headers_mut() {
-            headers.extend(self.headers.0.clone());
+        let Settings { endpoint, headers, .. } = &self.settings;
+        let mut request = Request::post(&endpoint.path);
+        if let Some(all) = request.headers_mut() {
+            all.extend(headers.0.clone());
         }
         request
-            .header(HOST, &self.endpoint.authority)
+            .header(HOST, &endpoint.authority)
             .header(CONTENT_TYPE, PROTOBUF)
             .header(USER_AGENT, concat!("why502/", env!("CARGO_PKG_VERSION")))
             .body(Full::new(body))
@@ -142,7 +75,7 @@ impl Receiver {
         }
         let mut sender = self.connect().await?;
         let sent = sender.send_request(self.post(body)?).await;
-        let response = sent.map_err(|e| format!("{} does not answer: {e}", self.endpoint))?;
+        let response = sent.map_err(|e| format!("{} does not answer: {e}", self.settings.endpoint))?;
         self.kept = Some(sender);
         Ok(response)
     }
@@ -154,7 +87,7 @@ impl Carrier for Receiver {
     const BATCH: usize = 256;
 
     async fn carry(&mut self, items: &[Entry]) -> Sent {
-        let response = match self.send(request(items).into()).await {
+        let response = match self.send(request(items, &self.settings.attributes).into()).await {
             Ok(response) => response,
             Err(why) => return Sent::Later { after: None, why },
         };
@@ -164,10 +97,10 @@ impl Carrier for Receiver {
             Err(e) => {
                 self.kept = None;
                 // What it took is not known; that is like no answer.
-                return Sent::Later { after: None, why: format!("{} broke off: {e}", self.endpoint) };
+                return Sent::Later { after: None, why: format!("{} broke off: {e}", self.settings.endpoint) };
             }
         };
-        became(&self.endpoint, head.status, &head.headers, &body, Timestamp::now())
+        became(&self.settings.endpoint, head.status, &head.headers, &body, Timestamp::now())
     }
 }
 
@@ -217,38 +150,12 @@ fn asked_to_wait(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
 mod tests {
     use super::super::messages::PartialSuccess;
     use super::*;
-
-    fn endpoint(text: &str) -> Result<String, String> {
-        text.parse::<Endpoint>().map(|endpoint| endpoint.to_string())
-    }
-
-    #[test]
-    fn addresses() {
-        assert_eq!(endpoint("http://collector:4318").unwrap(), "http://collector:4318/v1/logs");
-        assert_eq!(endpoint("http://10.0.0.1").unwrap(), "http://10.0.0.1:4318/v1/logs");
-        assert_eq!(endpoint("http://[::1]:80/otlp/").unwrap(), "http://[::1]:80/otlp/v1/logs");
-        assert_eq!(endpoint("http://x:1/v1/logs").unwrap(), "http://x:1/v1/logs");
-        for bad in ["", "collector:4318", "grpc://x:1", "http://u@x", "http://x:99999", "http://", "http://x/?a=b"] {
-            assert!(endpoint(bad).unwrap_err().contains("http://otel-collector"), "{bad}");
-        }
-        assert!(endpoint("https://x").unwrap_err().contains("TLS"));
-    }
-
-    #[test]
-    fn headers_are_read_and_never_told() {
-        let headers: Headers = "api-key=s%20ecret, X-Tenant=shop,".parse().unwrap();
-        assert_eq!(headers.0["api-key"], "s ecret");
-        assert_eq!(headers.0["x-tenant"], "shop");
-        assert!(!format!("{headers:?}").contains("ecret"));
-        for bad in ["secret", "a b=secret", "a=%0asecret"] {
-            assert!(!bad.parse::<Headers>().unwrap_err().contains("secret"), "{bad}");
-        }
-    }
+    use hyper::header::HeaderName;
 
     fn answer(status: u16, headers: &[(HeaderName, &'static str)], body: &[u8]) -> Sent {
         let headers = headers.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect();
         let now = "2026-11-22T14:00:00Z".parse().unwrap();
-        became(&"http://x:1".parse().unwrap(), StatusCode::from_u16(status).unwrap(), &headers, body, now)
+        became(&Endpoint::base("http://x:1").unwrap(), StatusCode::from_u16(status).unwrap(), &headers, body, now)
     }
 
     #[test]

@@ -83,6 +83,9 @@ fn resource(node: &str, pod: Option<&Pod>, container: Option<&Container>) -> Vec
     to.text("service.name", service);
     let namespace = pod.and_then(|pod| pod.namespace.as_deref());
     to.maybe("service.namespace", namespace);
+    if let (Some(namespace), Some(pod), Some(container)) = (namespace, pod_name, container_name) {
+        to.text("service.instance.id", format!("{namespace}.{pod}.{container}"));
+    }
     to.maybe("k8s.namespace.name", namespace);
     to.maybe("k8s.pod.name", pod_name);
     to.maybe("k8s.pod.uid", pod.map(|pod| &pod.uid));
@@ -94,8 +97,9 @@ fn resource(node: &str, pod: Option<&Pod>, container: Option<&Container>) -> Vec
     to.maybe("k8s.container.name", pod.and(container_name));
     to.maybe("container.name", if pod.is_none() { container_name } else { None });
     to.maybe("container.id", container.map(|container| &container.id));
-    to.maybe("container.runtime", container.and_then(|container| container.runtime.as_deref()));
-    to.text("k8s.node.name", node);
+    to.maybe("container.runtime.name", container.and_then(|container| container.runtime.as_deref()));
+    // Without a pod nothing says that this host is one of Kubernetes.
+    to.maybe("k8s.node.name", pod.map(|_| node));
     to.text("host.name", node);
     to.0
 }
@@ -114,7 +118,7 @@ fn incident(i: &Incident) -> Entry {
     to.number("why502.requests.count", Some(i.requests.count.into()));
     to.text("why502.requests.bound", if i.requests.bound == Bound::Exact { "exact" } else { "at-least" });
     to.number("why502.age_ms", i.age_ms);
-    to.add("why502.confidence", Value::Double(i.confidence.value));
+    to.add("why502.confidence.value", Value::Double(i.confidence.value));
     to.text("why502.confidence.level", i.confidence.level.id());
     to.maybe("client.address", i.requester.ip.map(|ip| ip.to_string()));
     to.number("client.port", i.requester.port.map(u64::from));
@@ -124,7 +128,9 @@ fn incident(i: &Incident) -> Entry {
     to.number("http.response.status_code", i.response.status.map(u64::from));
     to.list("why502.chain", i.chain.iter().map(|link: &Link| link.text.clone()));
     said(&mut to, &i.advice, &i.missing);
-    record((&i.at, &i.decided_at), ERROR, "why502.incident", &i.summary, to, {
+    // What the server had no part in is no error of its.
+    let severity = if i.cause.not_the_server() { INFO } else { ERROR };
+    record((&i.at, &i.decided_at), severity, "why502.incident", &i.summary, to, {
         resource(&i.node, i.pod.as_ref(), i.container.as_ref())
     })
 }
