@@ -55,6 +55,8 @@ enum Command {
     Doctor(doctor::Args),
     Completions(completions::Args),
     #[command(hide = true)]
+    KubectlComplete(kubectl::complete::Args),
+    #[command(hide = true)]
     Man(man::Args),
 }
 
@@ -72,12 +74,15 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// kubectl runs a program `kubectl-why502` of the path for `kubectl why502`.
+/// kubectl runs a program `kubectl-why502` of the path for `kubectl why502`, and another one to complete its words.
 fn arguments(mut all: Vec<OsString>) -> Vec<OsString> {
-    let called = all.first().and_then(|first| Path::new(first).file_name());
-    if called.is_some_and(|name| name == "kubectl-why502") {
-        all.splice(..1, ["why502", "kubectl"].map(OsString::from));
-    }
+    let called = all.first().and_then(|first| Path::new(first).file_name()).and_then(|name| name.to_str());
+    let meant: &[&str] = match called {
+        Some("kubectl-why502") => &["why502", "kubectl"],
+        Some("kubectl_complete-why502") => &["why502", "kubectl-complete", "--"],
+        _ => return all,
+    };
+    all.splice(..1, meant.iter().map(OsString::from));
     all
 }
 
@@ -93,6 +98,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Completions(args) => completions::run(args),
+        Command::KubectlComplete(args) => kubectl::complete::run(&args),
         Command::Man(args) => man::run(&args),
     }
 }
@@ -126,6 +132,7 @@ mod tests {
         let arguments = |all: &[&str]| arguments(all.iter().map(OsString::from).collect());
         assert_eq!(arguments(&["/usr/bin/kubectl-why502", "-n", "shop"]), ["why502", "kubectl", "-n", "shop"]);
         assert_eq!(arguments(&["kubectl-why502"]), ["why502", "kubectl"]);
+        assert_eq!(arguments(&["/b/kubectl_complete-why502", "-n"]), ["why502", "kubectl-complete", "--", "-n"]);
         assert_eq!(arguments(&["/usr/bin/why502", "watch"]), ["/usr/bin/why502", "watch"]);
         assert!(arguments(&[]).is_empty());
     }

@@ -36,6 +36,7 @@ case "$*" in
     echo $$ >> "$dir/tunnels"
     echo "Forwarding from 127.0.0.1:$(cat "$dir/$pod") -> 9502"
     exec sleep 600 ;;
+*"-o name"*) give names ;;
 *"get pods"*) give agents ;;
 *"get pod "*) give pod ;;
 esac
@@ -190,6 +191,11 @@ fn a_pod_is_asked_for_where_it_is_or_may_have_been() {
     cluster.write("pod", &of("StatefulSet", "node-b"));
     assert_eq!(cluster.ids(&["db-0"], 0).0, ["i-3"]);
     assert_eq!(cluster.asked().matches("port-forward").count(), 5);
+    // Who may not read it has all of them asked.
+    cluster.write("pod.fails", "Error from server (Forbidden): pods \"web-b\" is forbidden\n");
+    assert_eq!(cluster.ids(&["pod/web-b"], 0).0, ["i-2"]);
+    assert_eq!(cluster.asked().matches("port-forward").count(), 7);
+    fs::remove_file(cluster.file("pod.fails")).unwrap();
     // Where no agent is.
     cluster.write("pod", &of("ReplicaSet", "node-c"));
     let (ids, stderr) = cluster.ids(&["web-c"], 1);
@@ -220,6 +226,22 @@ fn kubectl_is_given_what_is_its_own_and_every_tunnel_ends() {
     symlink(env!("CARGO_BIN_EXE_why502"), &plugin).unwrap();
     let ended = cluster.call(&plugin, &["pod/web-a", "-o", "json"]);
     assert!(ended.status.success() && ended.stdout.starts_with(b"{"), "{ended:?}");
+    // What completes it.
+    let complete = |words: &[&str]| {
+        let plugin = cluster.file("kubectl_complete-why502");
+        let _ = symlink(env!("CARGO_BIN_EXE_why502"), &plugin);
+        String::from_utf8(cluster.call(&plugin, words).stdout).unwrap()
+    };
+    cluster.write("names", "deployment.apps/web\ndeployment.apps/db\n");
+    assert_eq!(complete(&["-n", "shop", "deploy/w"]), "deploy/web\n:4\n");
+    assert!(cluster.asked().ends_with("get deploy -n shop -o name --request-timeout=3s\n"));
+    assert_eq!(complete(&["deployment", ""]), "web\ndb\n:4\n");
+    assert_eq!(complete(&["--context", "prod", "statefulset/w"]), "statefulset/web\n:4\n");
+    assert!(cluster.asked().ends_with("--context=prod get statefulset -o name --request-timeout=3s\n"));
+    cluster.write("names", "pod/web-a\npod/web-b\n");
+    assert!(complete(&[""]).starts_with("web-a\nweb-b\ndeployment/\n"));
+    cluster.write("names.fails", "Error from server (Forbidden)\n");
+    assert_eq!(complete(&["-n", ""]), "\n:4\n");
     cluster.write("namespace", "");
     let (ids, stderr) = cluster.ids(&["pod/web-a"], 0);
     assert!(ids.is_empty(), "{ids:?}");

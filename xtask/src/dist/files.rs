@@ -26,9 +26,11 @@ pub(super) const NOTICES: &str = "third-party.txt";
 pub(super) fn lay_out(program: &Path, notices: &str, root: &Path) -> Result<()> {
     let packaging = sh::root().join("packaging");
     put(program, &root.join("usr/bin/why502"), 0o755)?;
-    // The name by which kubectl finds it.
-    let plugin = root.join("usr/bin/kubectl-why502");
-    symlink("why502", &plugin).with_context(|| plugin.display().to_string())?;
+    // The names by which kubectl finds it, and what completes its words.
+    for name in ["kubectl-why502", "kubectl_complete-why502"] {
+        let plugin = root.join("usr/bin").join(name);
+        symlink("why502", &plugin).with_context(|| plugin.display().to_string())?;
+    }
     put(&packaging.join("systemd/why502.service"), &root.join(UNIT), 0o644)?;
     put(&packaging.join("deb/why502.default"), &root.join("etc/default/why502"), 0o644)?;
     let manual = root.join(MANUAL);

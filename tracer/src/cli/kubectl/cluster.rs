@@ -130,6 +130,14 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&ended.stdout).into_owned())
     }
 
+    /// What there is, for a person who is typing: nothing, when kubectl has no answer at once.
+    pub(super) fn names(&self, args: &[&str]) -> Vec<String> {
+        let ended = self.kubectl().args(args).args(["-o", "name", "--request-timeout=3s"]).output();
+        // Of several kinds those are there that may be read.
+        let text = ended.map(|ended| ended.stdout).unwrap_or_default();
+        String::from_utf8_lossy(&text).lines().map(str::to_owned).collect()
+    }
+
     /// The context's namespace.
     pub(super) fn namespace(&self) -> anyhow::Result<String> {
         let said = self.ask(&["config", "view", "--minify", "-o", "jsonpath={..namespace}"]);
@@ -155,9 +163,15 @@ impl Cluster {
         }
         let mut args = vec!["get", "pods", "-l", selector, "-o", "json", REQUEST];
         args.extend(namespace.map_or(vec!["--all-namespaces"], |name| vec!["-n", name]));
-        let said = self.ask(&args).with_context(|| match namespace {
-            Some(name) => format!("cannot list the agents in namespace {name}"),
-            None => "cannot list the agents (--agents NAMESPACE asks for one namespace only)".into(),
+        let said = self.ask(&args).map_err(|e| {
+            let what = match namespace {
+                Some(name) => format!("cannot list the agents in namespace {name}"),
+                None if forbidden(&e.to_string()) => {
+                    "cannot list the agents (--agents NAMESPACE asks for one namespace only)".into()
+                }
+                None => "cannot list the agents".into(),
+            };
+            e.context(what)
         })?;
         let List { items } = serde_json::from_str(&said).context("kubectl's list of pods is not understood")?;
         let mut agents: Vec<AgentPod> = items.into_iter().map(Pod::agent).collect();
@@ -183,6 +197,11 @@ pub(super) fn not_started(e: std::io::Error) -> anyhow::Error {
         }
         _ => anyhow!(e).context("kubectl cannot be started"),
     }
+}
+
+/// It is a right that is missing, as the API server says it.
+pub(super) fn forbidden(why: &str) -> bool {
+    why.to_lowercase().contains("forbidden")
 }
 
 /// What kubectl said last: its warnings come before.

@@ -64,7 +64,7 @@ impl Forward {
                 let what = cluster::complaint(&text);
                 // The right that reading pods does not bring.
                 let right =
-                    if what.contains("forbidden") { " (it takes the right to create pods/portforward)" } else { "" };
+                    if cluster::forbidden(&what) { " (it takes the right to create pods/portforward)" } else { "" };
                 bail!("no tunnel to {pod}: {what}{right}");
             }
         }

@@ -2,6 +2,7 @@
 //! cluster kept about a pod or a workload.
 
 mod cluster;
+pub(super) mod complete;
 mod forward;
 
 use super::incidents::{Printer, Wanted};
@@ -32,7 +33,7 @@ const AT_ONCE: usize = 8;
 
 /// Print what a pod or workload lost, from the agents of its cluster (kubectl why502)
 #[derive(Debug, clap::Args)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, override_usage = "kubectl why502 [OPTIONS] [POD|WORKLOAD]")]
 pub(super) struct Args {
     /// NAME, pod/NAME, deployment/NAME (statefulset, daemonset, replicaset, job, cronjob), or KIND NAME; nothing: all of the
     /// namespace
@@ -83,6 +84,7 @@ enum Target {
     Name(String),
 }
 
+const POD_KINDS: [&str; 3] = ["pod", "pods", "po"];
 const KINDS: [(&str, &[&str]); 6] = [
     ("Deployment", &["deployment", "deployments", "deploy"]),
     ("StatefulSet", &["statefulset", "statefulsets", "sts"]),
@@ -100,7 +102,7 @@ impl FromStr for Target {
         // `deployment.apps/web`, as kubectl prints it.
         let kind = kind.split('.').next().unwrap_or_default().to_lowercase();
         let of = name(of)?;
-        if ["pod", "pods", "po"].contains(&&*kind) {
+        if POD_KINDS.contains(&&*kind) {
             return Ok(Target::Pod(of));
         }
         match KINDS.iter().find(|(_, names)| names.contains(&&*kind)) {
@@ -205,8 +207,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 fn place(cluster: &Cluster, target: Target, namespace: Option<&str>) -> anyhow::Result<(Target, Option<String>)> {
     let (Target::Pod(name) | Target::Name(name)) = &target else { return Ok((target, None)) };
     let Some(namespace) = namespace else { return Ok((target, None)) };
-    let Some(pod) = cluster.pod(namespace, name)? else { return Ok((target, None)) };
-    Ok((Target::Pod(name.clone()), pod.only_node()))
+    match cluster.pod(namespace, name) {
+        Ok(Some(pod)) => Ok((Target::Pod(name.clone()), pod.only_node())),
+        Ok(None) => Ok((target, None)),
+        // Who may not read it may still ask the agents, all of them.
+        Err(e) if cluster::forbidden(&format!("{e:#}")) => Ok((target, None)),
+        Err(e) => Err(e),
+    }
 }
 
 type Answer = (AgentPod, anyhow::Result<Vec<Page>>);
