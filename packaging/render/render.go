@@ -82,7 +82,20 @@ func set(values object, words string) {
 	if _, ok := values[last]; !ok {
 		check(fmt.Errorf("the chart has no value %s", path))
 	}
-	values[last] = parse([]byte(text))
+	values[last] = merge(values[last], parse([]byte(text)))
+}
+
+// As helm lays values over the chart's own: maps key by key, all else as a whole.
+func merge(under, over interface{}) interface{} {
+	below, ok := under.(object)
+	above, both := over.(object)
+	if !ok || !both {
+		return over
+	}
+	for key, value := range above {
+		below[key] = merge(below[key], value)
+	}
+	return below
 }
 
 func main() {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use why502_tests::guard::{self, Dir, wait};
 use why502_tests::load::LoadConf;
-use why502_tests::runtime::agent::{Agent, Seccomp, Shown, ask};
+use why502_tests::runtime::agent::{Agent, STORE, Seccomp, Shown, ask};
 use why502_tests::runtime::containerd::{self, Containerd};
 use why502_tests::runtime::deployed::{Deployed, DeployedConf};
 use why502_tests::runtime::docker::{self, Docker};
@@ -43,6 +43,8 @@ fn chart(manifest: &str) -> Result<Agent> {
 /// What came of it.
 #[derive(Debug, Default)]
 struct Found {
+    /// User, effective capabilities, no_new_privs of its process, as /proc says.
+    process: String,
     /// Why it does not run.
     refused: Option<String>,
     health: Value,
@@ -52,6 +54,8 @@ struct Found {
     certain: usize,
     /// Incidents of these requests with another cause, or of nobody's container.
     other: usize,
+    /// Incidents whose container has a name.
+    named: usize,
 }
 
 impl Found {
@@ -71,9 +75,10 @@ impl Found {
             let all: Vec<&str> = all.collect();
             if all.is_empty() { "none".to_owned() } else { all.join(", ") }
         };
-        let Found { lost, explained, certain, other, .. } = self;
+        let Found { process, lost, explained, certain, other, named, .. } = self;
         format!(
-            "{}; lowers verdicts: {}; not seen: {}; {explained} of {lost} explained, {certain} certain, {other} otherwise",
+            "{process}; {}; lowers verdicts: {}; not seen: {}; {explained} of {lost} explained, {certain} certain, {named} with \
+             the container's name, {other} otherwise",
             self.health["status"].as_str().unwrap_or("?"),
             list("degraded"),
             list("lacks"),
@@ -110,10 +115,47 @@ fn last(said: &str) -> String {
     lines[from.min(lines.len())..].join(" ").chars().take(300).collect()
 }
 
+/// Where the agent stores.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Store {
+    /// In a directory that it may write, as a kubelet gives its user one.
+    Given,
+    /// In one of root's, as hostPath is.
+    OfRoot,
+    /// It has none.
+    None,
+}
+
+/// `uid 0, capabilities 000000c000080004, no_new_privs 1`
+fn process(pid: i32) -> Result<String> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next());
+        value.with_context(|| name.to_owned())
+    };
+    let (user, rights, kept) = (field("Uid:")?, field("CapEff:")?, field("NoNewPrivs:")?);
+    Ok(format!("uid {user}, capabilities {rights}, no_new_privs {kept}"))
+}
+
 fn play(engine: &dyn Engine, agent: &Agent) -> Result<Found> {
+    play_with(engine, agent, Store::Given)
+}
+
+fn play_with(engine: &dyn Engine, agent: &Agent, store: Store) -> Result<Found> {
     let dir = Dir::new()?;
-    let store = dir.open_subdir("store")?;
-    let agent = agent.clone().storing_in(&store);
+    let agent = match store {
+        Store::Given => agent.clone().storing_in(&dir.open_subdir("store")?),
+        Store::OfRoot => {
+            let of_root = dir.path().join("of-root");
+            std::fs::create_dir(&of_root)?;
+            agent.clone().storing_in(&of_root)
+        }
+        Store::None => {
+            let mut agent = agent.clone();
+            agent.shown.retain(|s| s.to != STORE);
+            agent
+        }
+    };
     let name = format!("why502-{}", guard::serial());
     let run = match engine.agent(&name, &agent) {
         Ok(run) => run,
@@ -127,6 +169,7 @@ fn play(engine: &dyn Engine, agent: &Agent) -> Result<Found> {
     if gone() {
         return Ok(Found { refused: Some(last(&engine.said(&held.run))), ..Found::default() });
     }
+    let process = process(pid)?;
     let site = Deployed::start(engine, &DeployedConf::default())?;
     let mut slow = LoadConf::new(site.addr(), "/slow.php?ms=20000");
     (slow.connections, slow.max_refused) = (SLOW, Some(0));
@@ -155,12 +198,14 @@ fn play(engine: &dyn Engine, agent: &Agent) -> Result<Found> {
         println!("not that of {nginx}: {} {} {}: {}", i["cause"], i["container"], i["missing"], i["summary"]);
     }
     Ok(Found {
+        process,
         refused: None,
         health: serde_json::from_str(&ask(pid, port, "/healthz")?.1)?,
         lost,
         explained,
         certain: items.iter().filter(ours).filter(|i| i["confidence"]["level"] == "certain").count(),
         other: items.len() - explained,
+        named: items.iter().filter(ours).filter(|i| i["container"]["name"].is_string()).count(),
     })
 }
 
@@ -185,33 +230,62 @@ fn on(engine: &dyn Engine) -> Result<()> {
         println!("{}: what breaks without each right: skipped: FULL=1 prints the table", engine.label());
         return Ok(());
     }
-    println!("| {} | what comes of it |\n|---|---|\n| all of the chart's | {} |", engine.label(), found.row());
-    for right in agent.add.clone() {
+    table(engine, "profile A", &agent)?;
+    if std::env::var_os("WHY502_IMAGE").is_some() {
+        let other = Agent { seccomp: agent.seccomp, ..chart("why502-nonroot.yaml")? };
+        table(engine, "profile B", &other)?;
+    } else {
+        println!("profile B: skipped: WHY502_IMAGE names no archive (cargo xtask dist)");
+    }
+    Ok(())
+}
+
+/// What is lost with each right that is taken away, and what another one gives.
+fn table(engine: &dyn Engine, name: &str, agent: &Agent) -> Result<()> {
+    println!("| {name}, {} | what comes of it |\n|---|---|", engine.label());
+    row(engine, "all of the chart's", agent)?;
+    for right in &agent.add {
         let mut less = agent.clone();
-        less.add.retain(|r| *r != right);
+        less.add.retain(|r| r != right);
         row(engine, &format!("without CAP_{right}"), &less)?;
     }
     row(engine, "without hostPID", &Agent { host_pid: false, ..agent.clone() })?;
     let mut less = agent.clone();
     less.shown.retain(|s| s.to != "/sys/fs/cgroup");
     row(engine, "without the node's cgroups", &less)?;
+    print_row("without a directory for the store", &play_with(engine, agent, Store::None)?);
+    print_row("with a directory of root's for the store", &play_with(engine, agent, Store::OfRoot)?);
+    row(engine, "with the other of no_new_privs", &Agent { no_new_privs: !agent.no_new_privs, ..agent.clone() })?;
+    if agent.seccomp == Seccomp::RuntimeDefault {
+        let file = packaging("seccomp/why502.json").canonicalize()?;
+        let ours = Agent { seccomp: Seccomp::Localhost(file), ..agent.clone() };
+        row(engine, "with seccomp Localhost, packaging/seccomp/why502.json", &ours)?;
+    }
+    let mut more = agent.clone();
+    let socket = engine.socket();
+    more.shown.push(Shown { from: socket.clone(), to: SOCKET.into(), read_only: false });
+    set(&mut more, "--runtime=", &format!("unix://{SOCKET}"));
+    row(engine, "with the runtime's socket", &more)?;
     let mut more = agent.clone();
     more.add.push("SYS_ADMIN".into());
-    more.args.iter_mut().filter(|a| a.starts_with("--uprobes=")).for_each(|a| *a = "--uprobes=on".into());
-    row(engine, "with CAP_SYS_ADMIN, and uprobes", &more)?;
-    if std::env::var_os("WHY502_IMAGE").is_some() {
-        let other = Agent { seccomp: agent.seccomp, ..chart("why502-nonroot.yaml")? };
-        row(engine, "another user than root, by file capabilities", &other)?;
-        row(engine, "the same with no_new_privs", &Agent { no_new_privs: true, ..other })?;
-    } else {
-        println!("another user than root: skipped: WHY502_IMAGE names no archive (cargo xtask dist)");
-    }
-    Ok(())
+    set(&mut more, "--uprobes=", "on");
+    row(engine, "with CAP_SYS_ADMIN, and uprobes", &more)
+}
+
+/// Where the runtime's socket is in the agent's container.
+const SOCKET: &str = "/run/runtime.sock";
+
+fn set(agent: &mut Agent, option: &str, value: &str) {
+    agent.args.iter_mut().filter(|arg| arg.starts_with(option)).for_each(|arg| *arg = format!("{option}{value}"));
 }
 
 fn row(engine: &dyn Engine, what: &str, agent: &Agent) -> Result<()> {
-    println!("| {what} | {} |", play(engine, agent).with_context(|| what.to_owned())?.row());
+    print_row(what, &play(engine, agent).with_context(|| what.to_owned())?);
     Ok(())
+}
+
+fn print_row(what: &str, found: &Found) {
+    println!("| {what} | {} |", found.row().replace('\n', " "));
 }
 
 fn skipped(name: &str, why: Option<String>) -> bool {

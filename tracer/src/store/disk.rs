@@ -4,7 +4,8 @@ use super::Now;
 use super::age::{AgeClock, Mark};
 use super::line::{Header, Line};
 use super::scan::{Segments, file_name};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Access, AtFlags, CWD, FlockOperation, accessat, flock};
+use rustix::io::Errno;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -43,8 +44,10 @@ impl Limits {
 /// Why a store cannot be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("the store {dir}: {source}")]
-    Io { dir: PathBuf, source: io::Error },
+    #[error("the store {dir}: {why}")]
+    Io { dir: PathBuf, why: io::Error },
+    #[error("the store {dir}: this user (uid {uid}) may not write there: {why}")]
+    NotOurs { dir: PathBuf, uid: u32, why: io::Error },
     #[error("the store {dir} is in use by another why502")]
     InUse { dir: PathBuf },
 }
@@ -82,14 +85,20 @@ pub struct Disk {
 impl Disk {
     /// Opens a store, or makes one. Takes off what a crash left of a half-written line.
     pub fn open(dir: &Path, limits: Limits, now: &Now) -> Result<Disk, StoreError> {
-        let io = |source| StoreError::Io { dir: dir.to_path_buf(), source };
+        let io = |why| StoreError::Io { dir: dir.to_path_buf(), why };
         // Incidents name processes and addresses: for the owner only.
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io)?;
         let lock = File::open(dir).map_err(io)?;
         match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => return Err(StoreError::InUse { dir: dir.to_path_buf() }),
+            Err(Errno::WOULDBLOCK) => return Err(StoreError::InUse { dir: dir.to_path_buf() }),
             Err(e) => return Err(io(e.into())),
+        }
+        // Said now, and not with the first lost request. What else keeps a disk from working may pass.
+        let may_write = accessat(CWD, dir, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS);
+        if let Err(e @ (Errno::ACCESS | Errno::ROFS)) = may_write {
+            let uid = rustix::process::geteuid().as_raw();
+            return Err(StoreError::NotOurs { dir: dir.to_path_buf(), uid, why: e.into() });
         }
         let mut disk = Disk {
             dir: dir.to_path_buf(),

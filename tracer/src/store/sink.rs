@@ -86,7 +86,7 @@ impl Store {
         let thread = thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(now))
-            .map_err(|source| StoreError::Io { dir: dir.to_path_buf(), source })?;
+            .map_err(|why| StoreError::Io { dir: dir.to_path_buf(), why })?;
         Ok(Store { dir: dir.to_path_buf(), shared, durable, max_waiting, thread: Some(thread) })
     }
 

@@ -235,6 +235,16 @@ fn tiny_disk() -> Option<tempfile::TempDir> {
 }
 
 #[test]
+fn a_directory_that_may_not_be_written_is_told_at_once() {
+    let Some(dir) = tiny_disk() else { return };
+    let read_only = Command::new("mount").args(["-o", "remount,ro"]).arg(dir.path()).status().unwrap();
+    assert!(read_only.success());
+    let error = Disk::open(dir.path(), Limits::default(), &now(5)).err().unwrap();
+    assert!(matches!(error, StoreError::NotOurs { .. }), "{error}");
+    assert!(error.to_string().ends_with("may not write there: Read-only file system (os error 30)"), "{error}");
+}
+
+#[test]
 fn a_full_disk_is_told_and_got_over() {
     let Some(dir) = tiny_disk() else { return };
     let ballast = dir.path().join("ballast");

@@ -18,6 +18,7 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "why502.labels" -}}
 {{ include "why502.selector" . }}
+app.kubernetes.io/component: agent
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}

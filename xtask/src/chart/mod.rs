@@ -1,8 +1,11 @@
 //! `cargo xtask chart`: the plain manifests, rendered from the Helm chart, so that there is one source.
 //!
 //! helm is in no Debian package. What it renders with is: Go's templates and sprig; packaging/render is a page of Go around
-//! them. The manifests are kept in the repository, and carry digests of what they were made of: a unit test finds stale ones
+//! them. `--helm` compares it with helm itself. The manifests are kept in the repository, and carry digests of what they were made of: a unit test finds stale ones
 //! without Go.
+
+mod helm;
+mod values;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +21,9 @@ pub(crate) struct Args {
     /// Write nothing; fail when a manifest is not what the chart renders
     #[arg(long)]
     check: bool,
+    /// Lint and render it by helm as well: the one in PATH, or that of an npm package
+    #[arg(long)]
+    helm: bool,
 }
 
 /// What is rendered: file, and the values that differ from the chart's own.
@@ -63,21 +69,32 @@ pub(crate) fn manifests() -> PathBuf {
 
 pub(crate) fn run(args: &Args) -> Result<()> {
     let renderer = renderer()?;
+    let render = |values: &[&str]| render(&renderer, values);
     for values in REFUSED {
-        ensure!(render(&renderer, values).is_err(), "the chart took values that contradict each other: {values:?}");
+        ensure!(render(values).is_err(), "the chart took values that contradict each other: {values:?}");
     }
+    values::shown(render)?;
+    write(&chart().join("README.md"), &values::readme()?, args.check)?;
     for (name, values) in VARIANTS {
-        let body = render(&renderer, values)?;
+        let body = render(values)?;
         let text = format!("{}{body}", header(&body, values)?);
-        let path = folder().join(name);
-        if args.check {
-            let there = fs::read_to_string(&path).unwrap_or_default();
-            ensure!(there == text, "{} is not what the chart renders: cargo xtask chart", path.display());
-        } else {
-            fs::write(&path, text).with_context(|| path.display().to_string())?;
-        }
-        println!("rendered    {}", path.display());
+        write(&folder().join(name), &text, args.check)?;
     }
+    if args.helm {
+        helm::compare(render)?;
+    }
+    Ok(())
+}
+
+/// Or fails when something else is there.
+fn write(path: &Path, text: &str, check: bool) -> Result<()> {
+    if check {
+        let there = fs::read_to_string(path).unwrap_or_default();
+        ensure!(there == text, "{} is not what the chart makes it: cargo xtask chart", path.display());
+    } else {
+        fs::write(path, text).with_context(|| path.display().to_string())?;
+    }
+    println!("rendered    {}", path.display());
     Ok(())
 }
 
