@@ -46,7 +46,7 @@ pub fn detect(event: &Event, table: &Table, history: &mut History, hz: Option<u3
     if lost.mechanism != Mechanism::Refused
         && let Conn::Tcp(tuple) = &lost.conn
     {
-        history.account(lost.at, tuple, socket(&lost.evidence));
+        history.account(lost.at, table.socket_group(lost.sk_cgroup, tuple.netns), tuple, socket(&lost.evidence));
     }
     Some(lost)
 }

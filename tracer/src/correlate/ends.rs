@@ -4,13 +4,18 @@
 //! leaves alone are the sequence numbers. Both directions begin at a random number of 32 bits, and each end's counters
 //! give it: docs/causes.md, "One request, several layers".
 
-use super::history::Recent;
 use super::lost::{Evidence, Lost, RefusedAt};
+use super::recent::Recent;
+use crate::identity::Group;
 use crate::model::event::{BootNs, EventId, ProcKey, Side, Task, TcpNotice, TcpState, Tuple, tcp};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 /// Both ends of a connection learn of its end within a round trip and a turn of an event loop.
 const NEAR_NS: u64 = 1_000_000_000;
+/// Longer than a verdict may wait for the Kubernetes API.
+const KEEP_NS: u64 = 20_000_000_000;
+const MAX_ENTRIES: usize = 8_192;
 
 /// How the requesting end came to know that there is no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,19 +103,30 @@ struct Went {
 }
 
 /// Bounded, see [`Recent`].
-#[derive(Default)]
 pub struct Ends {
-    by_addresses: Recent<Addresses, End>,
-    by_number: Recent<u32, End>,
-    by_source: Recent<(IpAddr, u16), End>,
+    by_addresses: Recent<Addresses, Arc<End>>,
+    by_number: Recent<u32, Arc<End>>,
+    by_source: Recent<(IpAddr, u16), Arc<End>>,
     /// By process: what went with it when it ended.
     went: Recent<ProcKey, Went>,
     evicted: u64,
 }
 
+impl Default for Ends {
+    fn default() -> Self {
+        Ends {
+            by_addresses: Recent::new(MAX_ENTRIES, KEEP_NS),
+            by_number: Recent::new(MAX_ENTRIES, KEEP_NS),
+            by_source: Recent::new(MAX_ENTRIES, KEEP_NS),
+            went: Recent::new(MAX_ENTRIES, KEEP_NS),
+            evicted: 0,
+        }
+    }
+}
+
 impl Ends {
     /// A requesting end was closed by its process.
-    pub fn closed(&mut self, event: EventId, at: BootNs, s: &TcpState) {
+    pub fn closed(&mut self, event: EventId, at: BootNs, group: Group, s: &TcpState) {
         let how = match s.oldstate {
             tcp::ESTABLISHED => How::GaveUp,
             tcp::CLOSE_WAIT => How::Eof,
@@ -121,14 +137,14 @@ impl Ends {
             server: Some(s.rcv_nxt.wrapping_sub(s.bytes_received as u32).wrapping_sub(1)),
         };
         if s.task.exiting() {
-            self.went(at, s.task.key(), |went| went.asked += 1);
+            self.went(at, group, s.task.key(), |went| went.asked += 1);
         }
         let task = Some(s.task.clone());
-        self.add(End { event, at, tuple: s.tuple, sk_cgroup: s.sk_cgroup, how, task, began });
+        self.add(group, End { event, at, tuple: s.tuple, sk_cgroup: s.sk_cgroup, how, task, began });
     }
 
     /// A reset came for a requesting end.
-    pub fn reset(&mut self, event: EventId, at: BootNs, n: &TcpNotice) {
+    pub fn reset(&mut self, event: EventId, at: BootNs, group: Group, n: &TcpNotice) {
         if n.side != Side::Client {
             return;
         }
@@ -146,19 +162,19 @@ impl Ends {
                 && e.began.agrees(began)
         });
         if !told {
-            self.add(End { event, at, tuple: n.tuple, sk_cgroup: n.sk_cgroup, how, task: None, began });
+            self.add(group, End { event, at, tuple: n.tuple, sk_cgroup: n.sk_cgroup, how, task: None, began });
         }
     }
 
     /// A process ended with a request of its client unanswered.
-    pub fn lost_by_exit(&mut self, at: BootNs, process: ProcKey) {
-        self.went(at, process, |went| went.lost += 1);
+    pub fn lost_by_exit(&mut self, at: BootNs, group: Group, process: ProcKey) {
+        self.went(at, group, process, |went| went.lost += 1);
     }
 
-    fn went(&mut self, at: BootNs, process: ProcKey, count: impl FnOnce(&mut Went)) {
+    fn went(&mut self, at: BootNs, group: Group, process: ProcKey, count: impl FnOnce(&mut Went)) {
         let mut went = self.went.get(&process).map_or_else(Went::default, |(_, went)| *went);
         count(&mut went);
-        self.evicted += self.went.insert(at, process, went);
+        self.evicted += u64::from(self.went.insert(at, group, process, went).is_some());
     }
 
     /// For each request that this process had open at its servers when it ended, one of its own clients is known to have
@@ -167,13 +183,15 @@ impl Ends {
         self.went.get(process).is_some_and(|(_, went)| went.lost >= went.asked)
     }
 
-    fn add(&mut self, end: End) {
-        let (at, t) = (end.at, end.tuple);
+    fn add(&mut self, group: Group, end: End) {
+        let (at, t, end) = (end.at, end.tuple, Arc::new(end));
+        let mut early = 0;
         if let Some(number) = end.began.requester {
-            self.evicted += self.by_number.insert(at, number, end.clone());
+            early += u64::from(self.by_number.insert(at, group, number, end.clone()).is_some());
         }
-        self.evicted += self.by_source.insert(at, (t.local_ip, t.local_port), end.clone());
-        self.evicted += self.by_addresses.insert(at, t.flipped(), end);
+        early += u64::from(self.by_source.insert(at, group, (t.local_ip, t.local_port), end.clone()).is_some());
+        early += u64::from(self.by_addresses.insert(at, group, t.flipped(), end).is_some());
+        self.evicted += early;
     }
 
     /// The requesting end of the connection that a request was lost on, and how it is known to be it.
@@ -183,8 +201,8 @@ impl Ends {
         // Loopback addresses mean something only within their namespace.
         let reaches = |end: &End| !t.remote_ip.is_loopback() || end.tuple.netns == t.netns;
         let near =
-            |(at, end): &&(BootNs, End)| at.abs_diff(lost.at) < NEAR_NS && reaches(end) && end.began.agrees(began);
-        let same = |found: &&(BootNs, End)| near(found) && found.1.began.same(began);
+            |(at, end): &&(BootNs, Arc<End>)| at.abs_diff(lost.at) < NEAR_NS && reaches(end) && end.began.agrees(began);
+        let same = |found: &&(BootNs, Arc<End>)| near(found) && found.1.began.same(began);
         let by_addresses = self.by_addresses.get(&t.ends());
         if let Some((_, end)) = by_addresses.filter(same) {
             return Some((KnownBy::Addresses, end));
@@ -194,7 +212,7 @@ impl Ends {
         }
         let by_source = || self.by_source.get(&(t.remote_ip, t.remote_port));
         let probable = by_addresses.filter(near).or_else(|| by_source().filter(near));
-        probable.map(|(_, end)| (KnownBy::AddressAndTime, end))
+        probable.map(|(_, end)| (KnownBy::AddressAndTime, &**end))
     }
 
     /// The same, when it is surely it, and had closed first.

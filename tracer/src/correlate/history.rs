@@ -1,7 +1,10 @@
 //! What happened lately, indexed for the rules: signals, exits, losses, and which connections are already accounted for.
-//! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted.
+//! Pure and bounded: every index has a time and a size limit, and what is thrown out early is counted. The limits together
+//! are some 30 MiB; the container with the most entries pays when there is no room ([`Recent`]).
 
 use super::lost::QueueFull;
+use super::recent::Recent;
+use crate::identity::Group;
 use crate::model::event::{
     BootNs, EventId, ProcKey, ResetSent, SI_KERNEL, SigInfo, SignalGenerated, Task, TcpState, Tuple,
 };
@@ -10,7 +13,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How long facts without an owner are kept: longer than FIN_WAIT2 and TIME_WAIT (60 s).
 pub const KEEP_NS: u64 = 120_000_000_000;
-const MAX_ENTRIES: usize = 65_536;
+/// Exits, and connections that are accounted for.
+const MAX_ENTRIES: usize = 16_384;
+/// Of what has more to remember, or is seldom.
+const MAX_LARGE: usize = 8_192;
+const MAX_FEW: usize = 4_096;
 /// A connect is given up after this time: nginx's timeouts are 60 s unless they are told otherwise.
 const CONNECT_NS: u64 = 65_000_000_000;
 /// Signals kept per target: the first ones and the last ones of a flood.
@@ -21,8 +28,15 @@ const MEMORY_NS: u64 = 5_000_000_000;
 const MAX_OOM: usize = 1_024;
 /// Containers of pod specs.
 const MAX_SPECS: usize = 4_096;
-/// Targets whose signals are kept.
+/// Targets whose signals are kept, and network namespaces and ports of which something is known.
 const MAX_TARGETS: usize = 4_096;
+/// Signals kept in all.
+const MAX_ALL_SIGNALS: usize = 16_384;
+
+/// What was thrown out of one container within this time is one loss.
+const ONE_FLOOD_NS: u64 = 1_000_000_000;
+/// Losses that are looked through for one that goes on.
+const FLOODS: usize = 16;
 
 /// Signal numbers of x86-64 and arm64 (include/uapi/asm-generic/signal.h).
 pub mod sig {
@@ -127,6 +141,8 @@ pub struct OomMark {
 /// A loss of records, by hook.
 #[derive(Clone, Debug)]
 pub struct LossWindow {
+    /// Whose facts they were, where that is known: nobody else's verdicts miss them.
+    pub of: Option<Group>,
     pub from: BootNs,
     pub to: BootNs,
     pub hook: String,
@@ -134,52 +150,13 @@ pub struct LossWindow {
     pub count: u64,
 }
 
-/// Time-ordered entries with a key; the oldest go first.
-#[derive(Debug)]
-pub(super) struct Recent<K: Ord + Clone, V> {
-    map: BTreeMap<K, (BootNs, V)>,
-    order: VecDeque<(BootNs, K)>,
-}
-
-impl<K: Ord + Clone, V> Default for Recent<K, V> {
-    fn default() -> Self {
-        Recent { map: BTreeMap::new(), order: VecDeque::new() }
-    }
-}
-
-impl<K: Ord + Clone, V> Recent<K, V> {
-    /// Returns how many were thrown out before their time.
-    pub(super) fn insert(&mut self, at: BootNs, key: K, value: V) -> u64 {
-        self.map.insert(key.clone(), (at, value));
-        self.order.push_back((at, key));
-        let mut early = 0;
-        while let Some((t, _)) = self.order.front() {
-            let old = t.saturating_add(KEEP_NS) < at;
-            if !old && self.order.len() <= MAX_ENTRIES {
-                break;
-            }
-            early += u64::from(!old);
-            if let Some((t, key)) = self.order.pop_front() {
-                // A newer entry of the same key stays.
-                if self.map.get(&key).is_some_and(|(at, _)| *at == t) {
-                    self.map.remove(&key);
-                }
-            }
-        }
-        early
-    }
-
-    pub(super) fn get(&self, key: &K) -> Option<&(BootNs, V)> {
-        self.map.get(key)
-    }
-}
-
 /// See the module.
-#[derive(Default)]
 pub struct History {
-    signals: BTreeMap<ProcKey, Vec<Signal>>,
-    /// Targets by their last signal: the one that was left alone longest goes first.
-    signal_targets: BTreeSet<(BootNs, ProcKey)>,
+    signals: BTreeMap<ProcKey, Signals>,
+    /// How many there are, by container, and its targets by their last signal: of the one with the most, the target that was
+    /// left alone longest goes first.
+    targets: BTreeMap<Group, Targets>,
+    signal_count: usize,
     exits: Recent<ProcKey, ExitFact>,
     /// With the kernel's address of the socket, 0 where no record tells it.
     accounted: Recent<Tuple, u64>,
@@ -206,47 +183,114 @@ pub struct History {
     evicted: u64,
 }
 
+#[derive(Debug, Default)]
+struct Signals {
+    group: Group,
+    list: Vec<Signal>,
+}
+
+#[derive(Debug, Default)]
+struct Targets {
+    signals: usize,
+    by_last: BTreeSet<(BootNs, ProcKey)>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        History {
+            signals: BTreeMap::new(),
+            targets: BTreeMap::new(),
+            signal_count: 0,
+            exits: Recent::new(MAX_ENTRIES, KEEP_NS),
+            accounted: Recent::new(MAX_ENTRIES, KEEP_NS),
+            resets: Recent::new(MAX_LARGE, KEEP_NS),
+            listener_closes: Recent::new(MAX_FEW, KEEP_NS),
+            left: Recent::new(MAX_FEW, KEEP_NS),
+            losses: VecDeque::new(),
+            oom: VecDeque::new(),
+            memory: VecDeque::new(),
+            netns_pods: BTreeMap::new(),
+            specs: Vec::new(),
+            carries: BTreeMap::new(),
+            upstreams: Recent::new(MAX_FEW, KEEP_NS),
+            full: Recent::new(MAX_FEW, KEEP_NS),
+            syns: Recent::new(MAX_LARGE, KEEP_NS),
+            evicted: 0,
+        }
+    }
+}
+
 impl History {
-    pub fn signal(&mut self, event: EventId, at: BootNs, what: &SignalGenerated) {
+    /// `group`: of the target.
+    pub fn signal(&mut self, event: EventId, at: BootNs, group: Group, what: &SignalGenerated) {
         let key = what.target.key();
-        if let Some(last) = self.signals.get(&key).and_then(|list| list.last()) {
-            self.signal_targets.remove(&(last.at, key));
+        let signals = self.signals.entry(key).or_insert_with(|| Signals { group, list: Vec::new() });
+        // A process that moved is still counted where it was seen first.
+        let targets = self.targets.entry(signals.group).or_default();
+        if let Some(last) = signals.list.last() {
+            targets.by_last.remove(&(last.at, key));
         }
-        self.signal_targets.insert((at, key));
-        if self.signal_targets.len() > MAX_TARGETS
-            && let Some((_, old)) = self.signal_targets.pop_first()
-        {
-            self.signals.remove(&old);
-            self.forgot(at);
-        }
-        let list = self.signals.entry(key).or_default();
-        if list.len() >= MAX_SIGNALS {
+        targets.by_last.insert((at, key));
+        if signals.list.len() >= MAX_SIGNALS {
             // Stop signals are what the rules ask for: a flood of others must not push them out.
-            let victim = list.iter().rposition(|s| !sig::stops(s.what.signal)).unwrap_or(MAX_SIGNALS / 2);
-            list.remove(victim);
+            let victim = signals.list.iter().rposition(|s| !sig::stops(s.what.signal)).unwrap_or(MAX_SIGNALS / 2);
+            signals.list.remove(victim);
             self.evicted += 1;
+        } else {
+            targets.signals += 1;
+            self.signal_count += 1;
         }
-        list.push(Signal { event, at, what: what.clone() });
+        signals.list.push(Signal { event, at, what: what.clone() });
+        while self.signal_count > MAX_ALL_SIGNALS || self.signals.len() > MAX_TARGETS {
+            self.drop_target(at);
+        }
     }
 
-    /// Something was thrown out to keep memory bounded: the verdicts of this time say so.
-    fn forgot(&mut self, at: BootNs) {
+    fn drop_target(&mut self, at: BootNs) {
+        let Some((group, targets)) = self.targets.iter_mut().max_by_key(|(_, t)| t.signals) else { return };
+        let group = *group;
+        let Some((_, key)) = targets.by_last.pop_first() else { return };
+        let dropped = self.signals.remove(&key).map_or(0, |s| s.list.len());
+        targets.signals = targets.signals.saturating_sub(dropped);
+        self.signal_count = self.signal_count.saturating_sub(dropped);
+        if targets.by_last.is_empty() {
+            self.targets.remove(&group);
+        }
+        self.forgot(at, Some(group));
+    }
+
+    /// Something of this container was thrown out to keep memory bounded: its verdicts of this time say so.
+    fn forgot(&mut self, at: BootNs, group: Option<Group>) {
+        let Some(group) = group else { return };
         self.evicted += 1;
+        // One line for a flood, else it would push out the others.
+        let same = |l: &&mut LossWindow| {
+            l.kind == LossKind::Evicted && l.of == Some(group) && at.saturating_sub(l.to) < ONE_FLOOD_NS
+        };
+        if let Some(last) = self.losses.iter_mut().rev().take(FLOODS).find(same) {
+            last.count += 1;
+            last.to = last.to.max(at);
+            return;
+        }
         let hook = "userspace".to_string();
-        self.loss(LossWindow { from: at, to: at, hook, kind: LossKind::Evicted, count: 1 });
+        self.loss(LossWindow { of: Some(group), from: at, to: at, hook, kind: LossKind::Evicted, count: 1 });
     }
 
-    pub fn exit(&mut self, event: EventId, at: BootNs, task: &Task, code: u32) {
-        self.evicted += self.exits.insert(at, task.key(), ExitFact { event, at, code, task: task.clone() });
+    pub fn exit(&mut self, event: EventId, at: BootNs, group: Group, task: &Task, code: u32) {
+        let early = self.exits.insert(at, group, task.key(), ExitFact { event, at, code, task: task.clone() });
+        self.forgot(at, early);
     }
 
-    pub fn reset_sent(&mut self, event: EventId, at: BootNs, reset: &ResetSent) {
-        self.evicted += self.resets.insert(at, reset.tuple, (event, reset.clone()));
+    pub fn reset_sent(&mut self, event: EventId, at: BootNs, group: Group, reset: &ResetSent) {
+        let early = self.resets.insert(at, group, reset.tuple, (event, reset.clone()));
+        self.forgot(at, early);
     }
 
     /// The nginx of this master had a connection to a server of its own network namespace.
-    pub fn upstream(&mut self, master: ProcKey, upstream: Upstream) {
-        self.evicted += self.upstreams.insert(upstream.at, master, upstream);
+    pub fn upstream(&mut self, group: Group, master: ProcKey, upstream: Upstream) {
+        let at = upstream.at;
+        let early = self.upstreams.insert(at, group, master, upstream);
+        self.forgot(at, early);
     }
 
     pub fn upstream_of(&self, master: &ProcKey) -> Option<&Upstream> {
@@ -254,9 +298,10 @@ impl History {
     }
 
     /// `s`: of a connection that took the last place of its listener's queue, or what is beyond it.
-    pub fn queue_filled(&mut self, event: EventId, at: BootNs, s: &TcpState) {
+    pub fn queue_filled(&mut self, event: EventId, at: BootNs, group: Group, s: &TcpState) {
         let full = QueueFull { event, at, holds: s.ack_backlog.saturating_add(1) };
-        self.evicted += self.full.insert(at, (s.tuple.netns, s.tuple.local_port), full);
+        let early = self.full.insert(at, group, (s.tuple.netns, s.tuple.local_port), full);
+        self.forgot(at, early);
     }
 
     /// The queue of this port was full lately.
@@ -264,8 +309,9 @@ impl History {
         self.full.get(&(netns, port)).filter(|(t, _)| at.saturating_sub(*t) < CONNECT_NS).map(|(_, full)| full)
     }
 
-    pub fn syn_again(&mut self, event: EventId, at: BootNs, tuple: &Tuple) {
-        self.evicted += self.syns.insert(at, *tuple, event);
+    pub fn syn_again(&mut self, event: EventId, at: BootNs, group: Group, tuple: &Tuple) {
+        let early = self.syns.insert(at, group, *tuple, event);
+        self.forgot(at, early);
     }
 
     /// The last time that the SYN of this connection was sent again.
@@ -273,18 +319,21 @@ impl History {
         self.syns.get(tuple).map(|(at, event)| (*event, *at))
     }
 
-    pub fn listener_closed(&mut self, event: EventId, at: BootNs, task: &Task) {
-        self.evicted += self.listener_closes.insert(at, event, task.clone());
+    pub fn listener_closed(&mut self, event: EventId, at: BootNs, group: Group, task: &Task) {
+        let early = self.listener_closes.insert(at, group, event, task.clone());
+        self.forgot(at, early);
     }
 
     /// A client of this server went away while it waited.
-    pub fn client_left(&mut self, event: EventId, at: BootNs, server: ProcKey) {
-        self.evicted += self.left.insert(at, server, event);
+    pub fn client_left(&mut self, event: EventId, at: BootNs, group: Group, server: ProcKey) {
+        let early = self.left.insert(at, group, server, event);
+        self.forgot(at, early);
     }
 
     /// This connection's request is accounted for: a later reset of it is a consequence. `sk`: its socket, 0 if not known.
-    pub fn account(&mut self, at: BootNs, tuple: &Tuple, sk: u64) {
-        self.evicted += self.accounted.insert(at, *tuple, sk);
+    pub fn account(&mut self, at: BootNs, group: Group, tuple: &Tuple, sk: u64) {
+        let early = self.accounted.insert(at, group, *tuple, sk);
+        self.forgot(at, early);
     }
 
     /// When the last loss of these addresses was found, unless it was certainly another connection's: a client may use its
@@ -379,7 +428,7 @@ impl History {
 
     /// Signals generated for a process, oldest first.
     pub fn signals_to(&self, key: &ProcKey) -> &[Signal] {
-        self.signals.get(key).map_or(&[], Vec::as_slice)
+        self.signals.get(key).map_or(&[], |s| &s.list)
     }
 
     /// The task that closed a listener, while that is still asked for at `at`.
@@ -402,9 +451,10 @@ impl History {
         (*at >= since).then_some((*event, *at, reset))
     }
 
-    /// Losses whose time touches `from..=to`.
-    pub fn losses(&self, from: BootNs, to: BootNs) -> impl Iterator<Item = &LossWindow> {
-        self.losses.iter().filter(move |l| l.to >= from && l.from <= to)
+    /// Losses whose time touches `from..=to`, and that may be one of these.
+    pub fn losses(&self, from: BootNs, to: BootNs, of: [Group; 2]) -> impl Iterator<Item = &LossWindow> {
+        let theirs = move |l: &LossWindow| l.of.is_none_or(|group| of.contains(&group));
+        self.losses.iter().filter(move |l| l.to >= from && l.from <= to && theirs(l))
     }
 
     /// Facts thrown out before their time to keep memory bounded.

@@ -10,6 +10,7 @@ pub mod kept;
 pub mod lost;
 pub mod nginx;
 pub mod pods;
+mod recent;
 pub mod sources;
 pub mod stops;
 mod unix;
@@ -36,8 +37,8 @@ use stops::Stops;
 pub const WINDOW_NS: u64 = 700_000_000;
 /// The same where the Kubernetes API is about to tell why the pod ended.
 pub const API_WINDOW_NS: u64 = 5_000_000_000;
-/// Losses that may wait at once; beyond it the oldest are decided early.
-const MAX_PENDING: usize = 65_536;
+/// Losses that may wait at once; beyond it the oldest of the network namespace with the most is decided early.
+const MAX_PENDING: usize = 8_192;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct EngineOptions {
@@ -96,6 +97,8 @@ pub struct Engine {
     world: World,
     hz: Option<u32>,
     pending: VecDeque<Lost>,
+    /// How many of them are of each network namespace.
+    crowds: BTreeMap<u32, usize>,
     /// By pod: what the API is about to tell of it may name the trigger.
     waiting: BTreeMap<String, VecDeque<Lost>>,
     unix: unix::Unix,
@@ -121,6 +124,7 @@ impl Engine {
             },
             hz: None,
             pending: VecDeque::new(),
+            crowds: BTreeMap::new(),
             waiting: BTreeMap::new(),
             unix: unix::Unix::default(),
             kept: kept::Kept::default(),
@@ -144,6 +148,7 @@ impl Engine {
             Input::Event(event) => self.event(event, &mut out),
             Input::Clock { at, wall_ns } => self.world.clock.sample(*at, *wall_ns),
             Input::Loss(l) => self.world.history.loss(LossWindow {
+                of: None,
                 from: l.from,
                 to: l.to,
                 hook: l.hook.clone(),
@@ -186,27 +191,41 @@ impl Engine {
             self.world.history.in_netns(at, e.task.netns, pod);
         }
         match &event.kind {
-            EventKind::SignalGenerated(s) => self.world.history.signal(event.id, at, s),
-            EventKind::Exited { task, code } => self.world.history.exit(event.id, at, task, *code),
-            EventKind::ResetSent(r) => self.world.history.reset_sent(event.id, at, r),
-            EventKind::SynRetransmitted(n) => self.world.history.syn_again(event.id, at, &n.tuple),
+            EventKind::SignalGenerated(s) => {
+                self.world.history.signal(event.id, at, self.world.table.group(&s.target), s)
+            }
+            EventKind::Exited { task, code } => {
+                self.world.history.exit(event.id, at, self.world.table.group(task), task, *code)
+            }
+            EventKind::ResetSent(r) => {
+                let group = self.world.table.socket_group(r.sk_cgroup, r.tuple.netns);
+                self.world.history.reset_sent(event.id, at, group, r);
+            }
+            EventKind::SynRetransmitted(n) => {
+                let group = self.world.table.socket_group(n.sk_cgroup, n.tuple.netns);
+                self.world.history.syn_again(event.id, at, group, &n.tuple);
+            }
             EventKind::OomVictim { task } => self.world.history.oom_victim(event.id, at, task),
             EventKind::TcpState(s) => {
+                let group = self.world.table.socket_group(s.sk_cgroup, s.tuple.netns);
                 self.hz = self.hz.or_else(|| answer::hz(at, s.jiffies));
                 if s.oldstate == tcp::LISTEN && s.newstate == tcp::CLOSE {
-                    self.world.history.listener_closed(event.id, at, &s.task);
+                    self.world.history.listener_closed(event.id, at, group, &s.task);
                 }
                 if connect::queue_full(s) {
-                    self.world.history.queue_filled(event.id, at, s);
+                    self.world.history.queue_filled(event.id, at, group, s);
                 }
                 if s.side == Side::Client {
-                    self.world.ends.closed(event.id, at, s);
+                    self.world.ends.closed(event.id, at, group, s);
                     if s.oldstate == tcp::ESTABLISHED {
                         self.upstream(event, s);
                     }
                 }
             }
-            EventKind::ResetReceived(n) => self.world.ends.reset(event.id, at, n),
+            EventKind::ResetReceived(n) => {
+                let group = self.world.table.socket_group(n.sk_cgroup, n.tuple.netns);
+                self.world.ends.reset(event.id, at, group, n);
+            }
             _ => {}
         }
         self.world.stops.observe(event, &self.world.table, &self.world.history);
@@ -223,12 +242,17 @@ impl Engine {
         if let (Evidence::Close { closer: Closer::PeerFin | Closer::PeerReset, .. }, Some(server)) =
             (&lost.evidence, &lost.server)
         {
-            self.world.history.client_left(lost.event, at, server.key);
+            self.world.history.client_left(
+                lost.event,
+                at,
+                self.world.table.socket_group(lost.sk_cgroup, lost.netns()),
+                server.key,
+            );
         }
         if let (Evidence::Close { closer: Closer::Local, .. }, Some(server)) = (&lost.evidence, &lost.server)
             && server.exiting
         {
-            self.world.ends.lost_by_exit(at, server.key);
+            self.world.ends.lost_by_exit(at, self.world.table.socket_group(lost.sk_cgroup, lost.netns()), server.key);
         }
         let server = explain::server::of(&lost, &self.world.view());
         self.world.stops.lost(server.master, &lost);
@@ -237,12 +261,30 @@ impl Engine {
         }
         // What a later record shows of an earlier loss takes its place in the order of the losses.
         let place = self.pending.iter().rposition(|l| l.at <= lost.at).map_or(0, |i| i + 1);
+        *self.crowds.entry(lost.netns()).or_default() += 1;
         self.pending.insert(place, lost);
         if self.pending.len() > MAX_PENDING
-            && let Some(lost) = self.pending.pop_front()
+            && let Some(lost) = self.one_of_the_most()
         {
             self.decide(&lost, at, out);
         }
+    }
+
+    fn one_of_the_most(&mut self) -> Option<Lost> {
+        let (netns, _) = self.crowds.iter().max_by_key(|(_, n)| **n)?;
+        let oldest = self.pending.iter().position(|lost| lost.netns() == *netns)?;
+        self.take(oldest)
+    }
+
+    fn take(&mut self, which: usize) -> Option<Lost> {
+        let lost = self.pending.remove(which)?;
+        if let Some(crowd) = self.crowds.get_mut(&lost.netns()) {
+            *crowd -= 1;
+            if *crowd == 0 {
+                self.crowds.remove(&lost.netns());
+            }
+        }
+        Some(lost)
     }
 
     /// An nginx closed its end of a connection to a server of the same network namespace.
@@ -257,13 +299,17 @@ impl Engine {
         let t = &s.tuple;
         let listens = table.server_at(t.netns, t.remote_ip, t.remote_port, event.at).is_some();
         if let Some(master) = master.filter(|_| listens) {
-            history.upstream(master, Upstream { event: event.id, at: event.at, tuple: s.tuple, task: s.task.clone() });
+            history.upstream(
+                table.group(&s.task),
+                master,
+                Upstream { event: event.id, at: event.at, tuple: s.tuple, task: s.task.clone() },
+            );
         }
     }
 
     fn advance(&mut self, at: BootNs, out: &mut Vec<Output>) {
         while self.pending.front().is_some_and(|l| l.at + WINDOW_NS <= at) {
-            if let Some(lost) = self.pending.pop_front() {
+            if let Some(lost) = self.take(0) {
                 self.decide_or_wait(lost, out);
             }
         }
@@ -309,7 +355,7 @@ impl Engine {
 
     fn finish(&mut self, at: BootNs, out: &mut Vec<Output>) {
         self.decide_waiting(at, true, out);
-        while let Some(lost) = self.pending.pop_front() {
+        while let Some(lost) = self.take(0) {
             let due = at.min(lost.at + WINDOW_NS);
             self.decide(&lost, due, out);
         }

@@ -27,7 +27,7 @@ const SAME_NS: u64 = 100_000_000;
 const MARKED_NS: u64 = 60_000_000_000;
 const KEEP_NS: u64 = 120_000_000_000;
 /// Entries of each kind; the oldest go first.
-const MAX_ENTRIES: usize = 8_192;
+const MAX_ENTRIES: usize = 4_096;
 
 /// Why nginx could not pass a request on, by the format of its line and errno.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

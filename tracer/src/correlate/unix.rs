@@ -17,6 +17,9 @@ use std::collections::{BTreeMap, VecDeque};
 const SAME_CLOSE_NS: u64 = 100_000_000;
 /// Connects that find the queue full belong to one congestion when they are not further apart.
 const CONGESTION_NS: u64 = 10_000_000_000;
+/// Servers looked for in a second for one network namespace: each look goes through all paths and php-fpms. What is more
+/// stays without a server, and says so.
+const LOOKS: u32 = 500;
 /// Entries of each kind; the oldest go first.
 const MAX_ENTRIES: usize = 4_096;
 
@@ -27,6 +30,8 @@ pub struct Unix {
     waiting: VecDeque<Waiting>,
     /// Since when the queue of a server, or of a path without one, is full, and the last connect that met it.
     full: BTreeMap<(Option<ProcKey>, String), (BootNs, BootNs)>,
+    /// Look-ups of this second, by network namespace.
+    looks: (u64, BTreeMap<u32, u32>),
 }
 
 struct Waiting {
@@ -97,7 +102,8 @@ impl Unix {
         if !role.sure || !matches!(role.role, Role::NginxWorker | Role::NginxMaster) {
             return None;
         }
-        let found = table.unix_server(&r.task, &r.path, full, host_netns, event.at);
+        let may_look = self.may_look(r.task.netns, event.at);
+        let found = may_look.then(|| table.unix_server(&r.task, &r.path, full, host_netns, event.at)).flatten();
         // nginx connects elsewhere as well: to a log, another server, nscd when it starts.
         let known = found.is_some_and(|f| f.by != FoundBy::Neighbour);
         if !known && !looks_like_php_fpm(&r.path) {
@@ -116,6 +122,16 @@ impl Unix {
             age_ms: None,
             evidence: Evidence::UnixRefused { what: Box::new(r.clone()), found: found.map(|f| f.by), full_since },
         })
+    }
+
+    fn may_look(&mut self, netns: u32, at: BootNs) -> bool {
+        let second = at / 1_000_000_000;
+        if self.looks.0 != second {
+            self.looks = (second, BTreeMap::new());
+        }
+        let looks = self.looks.1.entry(netns).or_default();
+        *looks += 1;
+        *looks <= LOOKS
     }
 
     /// Since when connects to this server find its queue full.

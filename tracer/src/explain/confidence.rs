@@ -61,7 +61,7 @@ pub fn lower_by_circumstances(finding: &mut Finding, lost: &Lost, server: &Serve
         finding.confidence.cap(0.9, why);
     }
     let from = finding.chain.earliest().saturating_sub(BEFORE_NS);
-    let count: u64 = view.history.losses(from, decided_at).map(|l| l.count).sum();
+    let count: u64 = view.losses(lost, from, decided_at).map(|l| l.count).sum();
     if count > 0 {
         finding.confidence.cap(0.8, format!("{count} records were lost in this window"));
         finding.missing.push(Missing {

@@ -84,7 +84,7 @@ pub fn assemble(
         confidence: finding.confidence.finish(),
         advice,
         missing,
-        loss: loss(view, from, decided_at),
+        loss: loss(view, lost, from, decided_at),
     }
 }
 
@@ -141,9 +141,9 @@ pub fn time(view: &View, at: BootNs) -> String {
     view.clock.rfc3339(at).unwrap_or_else(|| format!("boot+{at}ns"))
 }
 
-fn loss(view: &View, from: BootNs, to: BootNs) -> Loss {
+fn loss(view: &View, lost: &Lost, from: BootNs, to: BootNs) -> Loss {
     let mut by_hook: BTreeMap<String, u64> = BTreeMap::new();
-    for l in view.history.losses(from, to) {
+    for l in view.losses(lost, from, to) {
         let kind = serde_json::to_value(l.kind).ok().and_then(|v| v.as_str().map(str::to_string)).unwrap_or_default();
         *by_hook.entry(format!("{}/{kind}", l.hook)).or_default() += l.count;
     }

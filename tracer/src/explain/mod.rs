@@ -35,7 +35,7 @@ mod upstream;
 mod worker;
 
 use crate::correlate::ends::Ends;
-use crate::correlate::history::History;
+use crate::correlate::history::{History, LossWindow};
 use crate::correlate::lost::{Evidence, Lost};
 use crate::correlate::nginx::Nginx;
 use crate::correlate::pods::Pods;
@@ -84,6 +84,13 @@ impl View<'_> {
     /// Things before this time may have gone unseen.
     pub fn watched_since(&self) -> Option<BootNs> {
         self.ready
+    }
+
+    /// Losses of records in this time that may be missing from what is known of this loss.
+    pub fn losses(&self, lost: &Lost, from: BootNs, to: BootNs) -> impl Iterator<Item = &LossWindow> {
+        let socket = self.table.socket_group(lost.sk_cgroup, lost.netns());
+        let process = lost.server.as_ref().map_or(socket, |server| self.table.group_of_process(&server.key));
+        self.history.losses(from, to, [socket, process])
     }
 }
 

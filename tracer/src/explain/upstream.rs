@@ -101,7 +101,7 @@ pub fn left_alone(finding: &mut Finding, lost: &Lost, made: &ErrorMade, server: 
 pub fn upshot<'v>(lost: &Lost, view: &View<'v>) -> Upshot<'v> {
     let upshot = layers::answered(lost, view).unwrap_or_else(|| view.nginx.upshot(lost));
     let from = lost.at.saturating_sub(AROUND_NS);
-    let unsure = view.history.losses(from, lost.at.saturating_add(AROUND_NS)).next().is_some();
+    let unsure = view.losses(lost, from, lost.at.saturating_add(AROUND_NS)).next().is_some();
     // Where pages are not listened for, that none was seen means nothing.
     let page = |h: &HookStatus| h.hook == "ngx_http_special_response_handler" && h.state != HookState::Attached;
     let deaf = view.started.is_some_and(|s| s.hooks.iter().any(page));

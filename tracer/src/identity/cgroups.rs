@@ -1,6 +1,7 @@
 //! cgroup ids and the containers they belong to.
 
 use super::container::{self, ContainerRef};
+use super::retention::Group;
 use super::said::{self, Waiting};
 use crate::model::BootNs;
 use crate::model::input::{CgroupFact, ContainerFact, Hierarchy};
@@ -8,6 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// A cgroup id within its hierarchy: ids of v1 and v2 are drawn from different pools and may be equal.
 type Key = (Hierarchy, u64);
+
+/// Bytes kept of a path outside of containers; PATH_MAX of the kernel is 4096, and a container may make its own.
+const PATH_KEEP: usize = 1_024;
+/// cgroups below one container's own that are kept: one that may make some must not push out its neighbours'.
+const OWN_MAX: usize = 256;
 
 /// A container, frozen at first sight.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +27,17 @@ pub struct ContainerInfo {
     pub cgroups: BTreeSet<(Hierarchy, u64)>,
     /// What its runtime says about it. Hostile.
     pub said: Option<ContainerFact>,
+}
+
+impl ContainerInfo {
+    /// Who pays for what is kept of it.
+    pub fn group(&self) -> Group {
+        match self.cgroups.first() {
+            Some((Hierarchy::V2, id)) => (*id, 0),
+            Some((Hierarchy::V1, id)) => (0, *id),
+            None => (0, 0),
+        }
+    }
 }
 
 /// What is known of a cgroup id.
@@ -93,14 +110,23 @@ impl Cgroups {
         if self.entries.get(&key).is_some_and(|e| e.path.is_some() || fact.path.is_none()) {
             return;
         }
-        if !self.entries.contains_key(&key) && self.entries.len() >= self.max && !self.make_room() {
+        let found = fact.path.as_deref().and_then(container::parse_at);
+        let room = match &found {
+            Some((found, _)) if self.containers.get(&found.id).is_some_and(|c| c.cgroups.len() >= OWN_MAX) => {
+                self.make_room_of(&found.id)
+            }
+            _ => self.entries.len() < self.max || self.make_room(),
+        };
+        if !room && !self.entries.contains_key(&key) {
             self.evicted += 1;
             return;
         }
         let mut container = None;
+        let mut kept = fact.path.as_deref().map(|path| &path[..path.floor_char_boundary(PATH_KEEP)]);
         if let Some(path) = &fact.path
-            && let Some((found, end)) = container::parse_at(path)
+            && let Some((found, end)) = found
         {
+            kept = Some(&path[..end]);
             container = Some(found.id.clone());
             let info = self.containers.entry(found.id.clone()).or_insert_with(|| ContainerInfo {
                 container: found.clone(),
@@ -117,13 +143,14 @@ impl Cgroups {
             info.cgroups.insert(key);
         }
         match self.entries.get_mut(&key) {
-            Some(entry) => (entry.path, entry.container) = (fact.path.clone(), container),
+            Some(entry) => (entry.path, entry.container) = (kept.map(str::to_owned), container),
             None => {
                 let users = self.strangers.remove(&key).unwrap_or(0);
                 if users == 0 {
                     self.idle.insert((fact.at, key));
                 }
-                self.entries.insert(key, Entry { path: fact.path.clone(), container, users, last_used: fact.at });
+                let path = kept.map(str::to_owned);
+                self.entries.insert(key, Entry { path, container, users, last_used: fact.at });
             }
         }
     }
@@ -172,6 +199,22 @@ impl Cgroups {
     /// Without room the longest unused one goes; when all are in use, none.
     fn make_room(&mut self) -> bool {
         let Some((_, key)) = self.idle.pop_first() else { return false };
+        self.drop_idle(key);
+        true
+    }
+
+    /// The longest unused one of this container goes.
+    fn make_room_of(&mut self, id: &str) -> bool {
+        let Some(info) = self.containers.get(id) else { return true };
+        let idle = info.cgroups.iter().filter_map(|key| Some((self.entries.get(key)?, *key)));
+        let idle = idle.filter(|(entry, _)| entry.users == 0).map(|(entry, key)| (entry.last_used, key)).min();
+        let Some(oldest) = idle else { return false };
+        self.idle.remove(&oldest);
+        self.drop_idle(oldest.1);
+        true
+    }
+
+    fn drop_idle(&mut self, key: Key) {
         if let Some(entry) = self.entries.remove(&key)
             && let Some(id) = entry.container
             && let Some(info) = self.containers.get_mut(&id)
@@ -182,7 +225,6 @@ impl Cgroups {
             }
         }
         self.evicted += 1;
-        true
     }
 
     pub fn state(&self, hierarchy: Hierarchy, id: u64) -> CgroupState<'_> {
@@ -313,6 +355,23 @@ mod tests {
         assert!(matches!(c.place(7, 0), Place::Container(_)));
         c.observe(&v2(7, "/elsewhere"));
         assert!(matches!(c.place(7, 0), Place::Container(_)), "the first name stays");
+    }
+
+    #[test]
+    fn a_container_with_many_of_its_own_pushes_out_its_own() {
+        let mut c = Cgroups::new(10_000);
+        let own = |id: u64| v2(id, &format!("/kubepods/pod1-2/{A}/{id}"));
+        c.observe(&v2(1, &format!("/kubepods/pod1-2/{A}")));
+        c.use_it(Hierarchy::V2, 1);
+        (2..2_000).for_each(|id| c.observe(&own(id)));
+        assert_eq!((c.len(), c.evicted()), (OWN_MAX, 1_999 - OWN_MAX as u64));
+        let Place::Container(info) = c.place(1, 0) else { panic!("its process is there") };
+        assert_eq!((info.cgroups.len(), info.group()), (OWN_MAX, (1, 0)));
+        assert!(matches!(c.place(1_999, 0), Place::Container(_)), "the newest are known");
+        assert_eq!(c.place(2, 0), Place::Unknown);
+        let long = format!("/{}", "x".repeat(5_000));
+        c.observe(&v2(5_000, &long));
+        assert_eq!(c.state(Hierarchy::V2, 5_000), CgroupState::Host { path: &long[..PATH_KEEP] });
     }
 
     #[test]

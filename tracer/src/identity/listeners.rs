@@ -274,7 +274,8 @@ impl Listeners {
             self.evicted += 1;
             return;
         }
-        let sockets = self.addresses.entry(key).or_default();
+        // One is the rule, and a Vec that grows begins with four.
+        let sockets = self.addresses.entry(key).or_insert_with(|| Vec::with_capacity(1));
         sockets.push(socket);
         self.len += 1;
         *self.per_netns.entry(key.0).or_insert(0) += 1;

@@ -26,6 +26,7 @@ pub use cgroups::{CgroupState, Cgroups, ContainerInfo, Place};
 pub use container::{ContainerRef, Qos, Runtime};
 pub use listeners::{ListenState, Listeners, Owner, ServerKind, SocketClose};
 pub use process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
+pub use retention::Group;
 pub use role::{Kind as Program, program};
 pub use role::{Role, RoleInfo, is_nginx_program, is_notable, is_php_fpm_process, is_php_fpm_program, is_server};
 pub use table::{Limits, ServerInfo, Table};

@@ -57,6 +57,12 @@ impl Image {
         Image { from: ImageFrom::Parent, ..self.clone() }
     }
 
+    /// Bytes that it takes, with what each block costs.
+    pub(super) fn weight(&self) -> usize {
+        let arg = |arg: &String| size_of::<String>() + 16 + arg.len();
+        32 + self.exe.len() + self.argv.iter().map(arg).sum::<usize>()
+    }
+
     /// Name of the program without its directory.
     pub fn base(&self) -> &str {
         base(&self.exe)
@@ -134,6 +140,9 @@ pub struct Process {
 }
 
 impl Process {
+    /// Bytes that one takes with its entries in the indexes, without an image of its own.
+    pub(super) const LEAST: usize = 1_000;
+
     pub(super) fn new(key: ProcKey, known: Known, at: BootNs) -> Self {
         Process {
             key,
@@ -197,11 +206,15 @@ impl Process {
         !self.execs.is_empty() || self.image.as_ref().is_some_and(|i| i.from == ImageFrom::Exec)
     }
 
-    pub(super) fn set_comm(&mut self, comm: &str) {
-        if self.comm != comm {
+    /// True: it is another one.
+    pub(super) fn set_comm(&mut self, comm: &str) -> bool {
+        let comm = head(comm, COMM_KEEP);
+        let new = self.comm != comm;
+        if new {
             self.comm.clear();
-            self.comm.push_str(head(comm, COMM_KEEP));
+            self.comm.push_str(comm);
         }
+        new
     }
 
     pub(super) fn add_exec(&mut self, exec: ExecRef) {

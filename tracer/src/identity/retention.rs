@@ -1,14 +1,14 @@
 //! Which processes are forgotten, and when.
 //!
-//! The dead go after [`KEEP_NS`]. When the table is full before that, somebody forks a lot: the group (cgroup) with the
-//! most entries pays for it, so that one container cannot make why502 forget its neighbours.
+//! The dead go after [`KEEP_NS`]. When the table is full before that, somebody forks a lot: the group (container) that takes
+//! the most memory pays for it, so that one container cannot make why502 forget its neighbours.
 
 use super::KEEP_NS;
 use crate::model::{BootNs, ProcKey};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// v2 and v1 cgroup id.
-pub(super) type Group = (u64, u64);
+/// Who pays for what is kept of him: v2 and v1 cgroup id, of a container those of its first cgroup.
+pub type Group = (u64, u64);
 
 #[derive(Debug, Default)]
 struct Members {
@@ -16,12 +16,8 @@ struct Members {
     live: BTreeSet<(BootNs, ProcKey)>,
     /// By exit.
     dead: BTreeSet<(BootNs, ProcKey)>,
-}
-
-impl Members {
-    fn len(&self) -> usize {
-        self.live.len() + self.dead.len()
-    }
+    /// Bytes.
+    weight: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -29,23 +25,37 @@ struct Member {
     group: Group,
     at: BootNs,
     dead: bool,
+    weight: usize,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Retention {
     members: BTreeMap<ProcKey, Member>,
     groups: BTreeMap<Group, Members>,
-    /// Groups by size, to find the largest.
+    /// Groups by weight, to find the largest.
     sizes: BTreeSet<(usize, Group)>,
     /// All dead, by exit.
     dead: BTreeSet<(BootNs, ProcKey)>,
+    weight: usize,
 }
 
 impl Retention {
-    /// A process that was first seen at `at`.
-    pub(super) fn add(&mut self, key: ProcKey, group: Group, at: BootNs) {
+    /// A process that was first seen at `at`, and the bytes that it takes.
+    pub(super) fn add(&mut self, key: ProcKey, group: Group, at: BootNs, weight: usize) {
         self.remove(key);
-        self.insert(key, Member { group, at, dead: false });
+        self.insert(key, Member { group, at, dead: false, weight });
+    }
+
+    /// It takes so many bytes now.
+    pub(super) fn weigh(&mut self, key: ProcKey, weight: usize) {
+        if let Some(member) = self.remove(key) {
+            self.insert(key, Member { weight, ..member });
+        }
+    }
+
+    /// Bytes of all.
+    pub(super) fn weight(&self) -> usize {
+        self.weight
     }
 
     pub(super) fn died(&mut self, key: ProcKey, at: BootNs) {
@@ -69,10 +79,12 @@ impl Retention {
     }
 
     /// Who goes when there is no room: of the largest group the longest dead, else the newest.
-    pub(super) fn victim(&self) -> Option<ProcKey> {
+    /// `but`: not this one.
+    pub(super) fn victim(&self, but: Option<ProcKey>) -> Option<ProcKey> {
         let (_, group) = self.sizes.last()?;
         let members = self.groups.get(group)?;
-        members.dead.first().or(members.live.last()).map(|(_, key)| *key)
+        let of_all = members.dead.iter().chain(members.live.iter().rev());
+        of_all.map(|(_, key)| *key).find(|key| Some(*key) != but)
     }
 
     pub(super) fn forget(&mut self, key: ProcKey) {
@@ -80,7 +92,9 @@ impl Retention {
     }
 
     fn insert(&mut self, key: ProcKey, member: Member) {
+        self.weight += member.weight;
         self.change(member.group, |m| {
+            m.weight += member.weight;
             if member.dead {
                 m.dead.insert((member.at, key))
             } else {
@@ -95,7 +109,9 @@ impl Retention {
 
     fn remove(&mut self, key: ProcKey) -> Option<Member> {
         let member = self.members.remove(&key)?;
+        self.weight -= member.weight;
         self.change(member.group, |m| {
+            m.weight -= member.weight;
             if member.dead {
                 m.dead.remove(&(member.at, key))
             } else {
@@ -110,13 +126,12 @@ impl Retention {
 
     fn change(&mut self, group: Group, f: impl FnOnce(&mut Members)) {
         let members = self.groups.entry(group).or_default();
-        self.sizes.remove(&(members.len(), group));
+        self.sizes.remove(&(members.weight, group));
         f(members);
-        let len = members.len();
-        if len == 0 {
+        if members.live.is_empty() && members.dead.is_empty() {
             self.groups.remove(&group);
         } else {
-            self.sizes.insert((len, group));
+            self.sizes.insert((members.weight, group));
         }
     }
 }
@@ -132,28 +147,28 @@ mod tests {
     #[test]
     fn the_largest_group_pays() {
         let mut r = Retention::default();
-        r.add(key(1), (1, 0), 1);
+        r.add(key(1), (1, 0), 1, 10);
         r.died(key(1), 2);
         for i in 10..20 {
-            r.add(key(i), (2, 0), u64::from(i));
+            r.add(key(i), (2, 0), u64::from(i), 10);
         }
-        assert_eq!(r.victim(), Some(key(19)), "nobody of the large group is dead: its newest");
+        assert_eq!(r.victim(None), Some(key(19)), "nobody of the large group is dead: its newest");
         r.died(key(12), 101);
         r.died(key(11), 100);
-        assert_eq!(r.victim(), Some(key(11)), "its longest dead");
+        assert_eq!(r.victim(None), Some(key(11)), "its longest dead");
         for i in 10..20 {
             r.forget(key(i));
         }
-        assert_eq!(r.victim(), Some(key(1)));
+        assert_eq!(r.victim(None), Some(key(1)));
         r.forget(key(1));
-        assert_eq!(r.victim(), None);
+        assert_eq!(r.victim(None), None);
         assert!(r.groups.is_empty() && r.sizes.is_empty() && r.dead.is_empty() && r.members.is_empty());
     }
 
     #[test]
     fn expiry_and_moves() {
         let mut r = Retention::default();
-        r.add(key(1), (1, 0), 1);
+        r.add(key(1), (1, 0), 1, 10);
         r.regroup(key(1), (5, 5));
         r.died(key(1), 10);
         r.regroup(key(1), (6, 6));

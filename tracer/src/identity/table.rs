@@ -3,7 +3,7 @@
 use super::cgroups::{Cgroups, ContainerInfo, Place};
 use super::listeners::{ListenState, Listeners, Owner, ServerKind};
 use super::process::{ExecRef, Exit, Image, ImageFrom, Known, Process};
-use super::retention::Retention;
+use super::retention::{Group, Retention};
 use super::role::{Kind, Role};
 use super::unix::UnixPaths;
 use crate::model::event::{EventKind, Execed, TICK_NS};
@@ -15,9 +15,10 @@ use std::net::IpAddr;
 #[cfg(test)]
 pub(super) mod tests;
 
-/// Upper bounds of what is remembered.
+/// Upper bounds of what is remembered: together some 35 MiB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
+    /// Bytes of processes, living and dead, with their arguments.
     pub processes: usize,
     pub cgroups: usize,
     /// Listening sockets, open and closed.
@@ -26,7 +27,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { processes: 65_536, cgroups: 16_384, sockets: 65_536 }
+        Limits { processes: 20 << 20, cgroups: 8_192, sockets: 16_384 }
     }
 }
 
@@ -48,6 +49,8 @@ pub struct Table {
     children: BTreeMap<ProcKey, BTreeSet<ProcKey>>,
     /// Processes whose parent is not known yet, by the parent's tgid.
     orphans: BTreeMap<u32, BTreeSet<ProcKey>>,
+    /// Processes that pass for a php-fpm, so that nobody has to look through all of them.
+    php_fpms: BTreeSet<ProcKey>,
     retention: Retention,
     cgroups: Cgroups,
     listeners: Listeners,
@@ -69,6 +72,7 @@ impl Table {
             processes: BTreeMap::new(),
             children: BTreeMap::new(),
             orphans: BTreeMap::new(),
+            php_fpms: BTreeSet::new(),
             retention: Retention::default(),
             cgroups: Cgroups::new(limits.cgroups),
             listeners: Listeners::new(limits.sockets),
@@ -150,9 +154,10 @@ impl Table {
         p.fact_at = Some(fact.at);
         (p.sig_ign, p.sig_cgt) = (fact.sig_ign, fact.sig_cgt);
         let newest = fact.at >= p.touched;
-        if newest || p.comm.is_empty() {
-            p.set_comm(&fact.comm);
+        if (newest || p.comm.is_empty()) && p.set_comm(&fact.comm) {
+            self.sort_in(key);
         }
+        let Some(p) = self.processes.get_mut(&key) else { return };
         if newest {
             (p.ppid, p.uid) = (fact.ppid, fact.uid);
         }
@@ -162,7 +167,7 @@ impl Table {
         let stale = p.execs.last().is_some_and(|e| e.at > fact.at);
         let image = (!fact.exe.is_empty() && !stale).then(|| Image::new(&fact.exe, &fact.argv, ImageFrom::Proc));
         if let Some(image) = image {
-            p.image = Some(image.clone());
+            self.set_image(key, image.clone());
             self.hand_down(key, &image, fact.at);
         }
         let (v2, v1) = self.processes.get(&key).map_or((0, 0), |p| {
@@ -226,6 +231,11 @@ impl Table {
     /// All remembered processes, ordered by key.
     pub fn processes(&self) -> impl Iterator<Item = &Process> {
         self.processes.values()
+    }
+
+    /// Those that pass for a php-fpm, ordered by key.
+    pub fn php_fpms(&self) -> impl Iterator<Item = &Process> {
+        self.php_fpms.iter().filter_map(|key| self.processes.get(key))
     }
 
     pub fn cgroups(&self) -> &Cgroups {
@@ -321,6 +331,34 @@ impl Table {
         self.processes.is_empty()
     }
 
+    /// Who pays for what is kept of a task: its container, else its cgroups.
+    pub fn group(&self, task: &Task) -> Group {
+        if task.cgroup != 0 || task.cgroup_v1 != 0 {
+            return self.group_of(task.cgroup, task.cgroup_v1);
+        }
+        self.group_of_process(&task.key())
+    }
+
+    /// The same for a process; of one that is not known (0, 0).
+    pub fn group_of_process(&self, key: &ProcKey) -> Group {
+        self.processes.get(key).map_or((0, 0), |p| self.group_of(p.cgroup, p.cgroup_v1))
+    }
+
+    /// The same for a socket, by its v2 cgroup where that is a container's, else its network namespace.
+    pub fn socket_group(&self, cgroup: u64, netns: u32) -> Group {
+        match self.cgroups.place(cgroup, 0) {
+            Place::Container(info) => info.group(),
+            Place::Host | Place::Unknown => (0, u64::from(netns)),
+        }
+    }
+
+    fn group_of(&self, v2: u64, v1: u64) -> Group {
+        match self.cgroups.place(v2, v1) {
+            Place::Container(info) => info.group(),
+            Place::Host | Place::Unknown => (v2, v1),
+        }
+    }
+
     // ---- feeding
 
     fn touch(&mut self, task: &Task, known: Known, at: BootNs) {
@@ -336,10 +374,12 @@ impl Table {
         }
         p.touched = at;
         // Other threads may have names of their own; the leader's is the process's.
-        if task.pid == task.tgid || p.comm.is_empty() {
-            p.set_comm(&task.comm);
-        }
+        let renamed = (task.pid == task.tgid || p.comm.is_empty()) && p.set_comm(&task.comm);
         p.uid = task.uid;
+        if renamed {
+            self.sort_in(key);
+        }
+        let Some(p) = self.processes.get_mut(&key) else { return };
         set(&mut p.ppid, task.ppid, true);
         set(&mut p.ns_pid, task.ns_pid, true);
         set(&mut p.pidns, task.pidns, true);
@@ -359,6 +399,7 @@ impl Table {
         (p.born, p.fork_event) = (Some(at), Some(event));
         if p.image.is_none() && p.execs.is_empty() {
             p.image = image;
+            self.sort_in(child);
         }
         // `current` copied itself; with CLONE_PARENT (runc does) the real parent is another one.
         if self.processes.contains_key(&parent) {
@@ -381,7 +422,8 @@ impl Table {
             "/proc/self/exe" => p.exe().to_owned(),
             path => path.to_owned(),
         };
-        p.image = Some(Image::new(&path, &exec.argv, ImageFrom::Exec));
+        let image = Image::new(&path, &exec.argv, ImageFrom::Exec);
+        self.set_image(exec.task.key(), image);
     }
 
     fn exited(&mut self, key: ProcKey, exit: Exit) {
@@ -393,15 +435,38 @@ impl Table {
         }
     }
 
+    /// Of what a process has of its own.
+    fn set_image(&mut self, key: ProcKey, image: Image) {
+        let Some(p) = self.processes.get_mut(&key) else { return };
+        self.retention.weigh(key, Process::LEAST + image.weight());
+        p.image = Some(image);
+        self.sort_in(key);
+        self.make_room(Some(key));
+    }
+
+    /// Its name or its program is another one.
+    fn sort_in(&mut self, key: ProcKey) {
+        if self.processes.get(&key).is_some_and(|p| Kind::of(p).0 == Kind::PhpFpm) {
+            self.php_fpms.insert(key);
+        } else {
+            self.php_fpms.remove(&key);
+        }
+    }
+
+    /// `new`: it stays.
+    fn make_room(&mut self, new: Option<ProcKey>) {
+        while self.retention.weight() >= self.limits.processes {
+            let Some(victim) = self.retention.victim(new) else { break };
+            self.forget(victim);
+            self.evicted += 1;
+        }
+    }
+
     fn ensure(&mut self, key: ProcKey, known: Known, at: BootNs) {
         if self.processes.contains_key(&key) {
             return;
         }
-        while self.processes.len() >= self.limits.processes.max(1) {
-            let Some(victim) = self.retention.victim() else { break };
-            self.forget(victim);
-            self.evicted += 1;
-        }
+        self.make_room(None);
         let mut p = Process::new(key, known, at);
         // One pid at a time: whoever had it before is gone, though its exit was not seen.
         let same = |from: u64, to: u64| {
@@ -411,7 +476,7 @@ impl Table {
         let started = |k: &ProcKey| k.start_ticks.saturating_mul(TICK_NS);
         let before = self.processes.range(same(0, key.start_ticks)).next_back().map(|(k, _)| *k);
         let after = self.processes.range(same(key.start_ticks + 1, u64::MAX)).next().map(|(k, _)| *k);
-        self.retention.add(key, (0, 0), at);
+        self.retention.add(key, (0, 0), at, Process::LEAST);
         if let Some(old) = before
             && self.processes.get(&old).is_some_and(Process::alive)
         {
@@ -441,7 +506,7 @@ impl Table {
                 self.cgroups.leave(hierarchy, old, self.now);
             }
         }
-        self.retention.regroup(key, (v2, v1));
+        self.retention.regroup(key, self.group_of(v2, v1));
     }
 
     /// Links a process to its parent by ppid, or notes that it waits for it.
@@ -511,11 +576,13 @@ impl Table {
                     todo.push(*child);
                 }
             }
+            self.sort_in(key);
         }
     }
 
     fn forget(&mut self, key: ProcKey) {
         self.retention.forget(key);
+        self.php_fpms.remove(&key);
         self.stop_waiting(key);
         let kind = self.processes.get(&key).map(Kind::of);
         let Some(p) = self.processes.remove(&key) else { return };

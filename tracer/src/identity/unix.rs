@@ -7,7 +7,7 @@
 
 use super::cgroups::Place;
 use super::process::{Process, base};
-use super::role::{Kind, Role};
+use super::role::Role;
 use super::table::Table;
 use crate::model::event::UnixDropped;
 use crate::model::input::UnixListenerFact;
@@ -85,6 +85,8 @@ impl Served {
 pub(super) struct UnixPaths {
     /// The oldest evidence first.
     paths: BTreeMap<String, Vec<Served>>,
+    /// How many are of each container: an eighth at most.
+    by_container: BTreeMap<Option<String>, usize>,
     len: usize,
     max: usize,
     evicted: u64,
@@ -92,7 +94,7 @@ pub(super) struct UnixPaths {
 
 impl UnixPaths {
     pub(super) fn new(max: usize) -> Self {
-        UnixPaths { paths: BTreeMap::new(), len: 0, max: max.max(8), evicted: 0 }
+        UnixPaths { paths: BTreeMap::new(), by_container: BTreeMap::new(), len: 0, max: max.max(8), evicted: 0 }
     }
 
     pub(super) fn evicted(&self) -> u64 {
@@ -111,31 +113,51 @@ impl UnixPaths {
             while old.clients.len() > CLIENTS {
                 old.clients.pop_first();
             }
+            *self.by_container.entry(served.place.container.clone()).or_default() += 1;
             list.push(Served { clients: old.clients, ..served });
+            self.left(&old.place.container);
             return;
         }
-        if self.len >= self.max {
-            self.drop_oldest();
+        let container = served.place.container.clone();
+        let own = self.by_container.get(&container).copied().unwrap_or(0);
+        if own >= self.max / 8 {
+            self.drop_oldest(|s| s.place.container == container);
+        } else if self.len >= self.max {
+            self.drop_oldest(|_| true);
         }
         let list = self.paths.entry(path.to_owned()).or_default();
         list.push(served);
+        let too_many = (list.len() > PER_PATH).then(|| list.remove(0));
         self.len += 1;
-        if list.len() > PER_PATH {
-            list.remove(0);
-            self.len -= 1;
-            self.evicted += 1;
+        *self.by_container.entry(container).or_default() += 1;
+        if let Some(old) = too_many {
+            self.dropped(&old.place.container);
         }
     }
 
-    fn drop_oldest(&mut self) {
-        let oldest = self.paths.iter().filter_map(|(p, l)| Some((l.first()?.at, p.clone()))).min();
-        let Some((_, path)) = oldest else { return };
-        if let Some(list) = self.paths.get_mut(&path) {
-            list.remove(0);
-            self.len -= 1;
-            self.evicted += 1;
-            if list.is_empty() {
-                self.paths.remove(&path);
+    fn drop_oldest(&mut self, which: impl Fn(&Served) -> bool) {
+        let all = self.paths.iter().flat_map(|(path, list)| list.iter().enumerate().map(move |(i, s)| (s, path, i)));
+        let oldest = all.filter(|(s, ..)| which(s)).min_by_key(|(s, path, _)| (s.at, *path));
+        let Some((_, path, i)) = oldest.map(|(s, path, i)| (s, path.clone(), i)) else { return };
+        let Some(list) = self.paths.get_mut(&path) else { return };
+        let old = list.remove(i);
+        if list.is_empty() {
+            self.paths.remove(&path);
+        }
+        self.dropped(&old.place.container);
+    }
+
+    fn dropped(&mut self, container: &Option<String>) {
+        self.len -= 1;
+        self.evicted += 1;
+        self.left(container);
+    }
+
+    fn left(&mut self, container: &Option<String>) {
+        if let Some(own) = self.by_container.get_mut(container) {
+            *own -= 1;
+            if *own == 0 {
+                self.by_container.remove(container);
             }
         }
     }
@@ -217,8 +239,8 @@ impl Table {
     /// same server.
     fn only_fpm_near(&self, place: &Where, host_netns: u32) -> Option<&Process> {
         let mut masters: Vec<&Process> = self
-            .processes()
-            .filter(|p| Kind::of(p).0 == Kind::PhpFpm && self.role(&p.key).role == Role::PhpFpmMaster)
+            .php_fpms()
+            .filter(|p| self.role(&p.key).role == Role::PhpFpmMaster)
             .filter(|p| self.whereabouts(self.place_of(&p.key), p.netns).shares_with(place, host_netns))
             .collect();
         masters.sort_by_key(|p| (p.born.unwrap_or(p.seen_at), p.key));
@@ -276,11 +298,11 @@ mod tests {
 
     #[test]
     fn memory_is_bounded_and_the_oldest_goes() {
-        let mut paths = UnixPaths::new(8);
+        let mut paths = UnixPaths::new(64);
         for i in 0..20u32 {
             paths.add(&format!("/run/{i}.sock"), served(i, u64::from(i)));
         }
-        assert_eq!((paths.len, paths.paths.len(), paths.evicted()), (8, 8, 12));
+        assert_eq!((paths.len, paths.paths.len(), paths.evicted()), (8, 8, 12), "one container's share");
         assert!(paths.paths.contains_key("/run/19.sock") && !paths.paths.contains_key("/run/11.sock"));
         let mut one = UnixPaths::new(1_000);
         (0..2 * PER_PATH as u32).for_each(|i| one.add("/run/php.sock", served(i, u64::from(i))));

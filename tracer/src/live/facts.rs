@@ -52,7 +52,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    const MOST: usize = 65_536;
+    const MOST: usize = 32_768;
 
     /// True the first time.
     pub(super) fn first(&mut self, hierarchy: Hierarchy, id: u64) -> bool {

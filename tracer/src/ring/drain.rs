@@ -22,8 +22,8 @@ use why502_ebpf::NGINX_FORMAT;
 use why502_ebpf::names::{HOOKS, hook};
 use why502_ebpf::quality::NO_FORMAT;
 
-/// Records read in one go, so that a flood cannot starve what follows.
-const BATCH: usize = 65_536;
+/// Records read in one go, so that a flood cannot starve what follows, and takes no more than some 10 MiB at once.
+const BATCH: usize = 8_192;
 
 /// The result of one pass over the ring.
 #[derive(Debug, Default)]

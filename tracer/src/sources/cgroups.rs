@@ -19,7 +19,7 @@ pub use trees::Trees;
 /// A look for an unknown id walks the whole tree; not more often than this, whatever makes and removes cgroups.
 const WALK_EVERY_NS: BootNs = 50_000_000;
 /// Ids remembered as gone, paths remembered of removed cgroups, ids waiting for the next walk.
-const GONE_MAX: usize = 65_536;
+const GONE_MAX: usize = 8_192;
 /// Entries of the kernel's SKIP_CGROUPS map that are used at most.
 const SKIP_MAX: usize = 16_000;
 

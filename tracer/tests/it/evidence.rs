@@ -210,7 +210,7 @@ fn each_link_of_a_chain_is_needed() {
     );
 }
 
-fn recording(name: &str) -> Vec<Input> {
+pub(crate) fn recording(name: &str) -> Vec<Input> {
     recordings().into_iter().find(|(file, _)| file == name).unwrap().1
 }
 

@@ -14,6 +14,7 @@ mod kube;
 mod kubectl;
 mod layers;
 mod live;
+mod memory;
 mod metrics;
 mod otlp;
 mod page;

@@ -1,6 +1,6 @@
 //! Who told whom to stop, and who ended when: the marks of a stop's picture.
 
-use super::{Open, Stops, before};
+use super::{FEW_PHASES, Open, Stops, before};
 use crate::correlate::history::sig;
 use crate::identity::{Place, Role, Table};
 use crate::model::event::{BootNs, Event, EventId, SI_KERNEL, SigInfo, SignalGenerated, Task};
@@ -40,9 +40,13 @@ impl Stops {
     }
 }
 
+fn most(open: &Open) -> usize {
+    if open.short { FEW_PHASES } else { MAX_MARKS }
+}
+
 pub(super) fn signal(open: &mut Open, event: EventId, at: BootNs, s: &SignalGenerated, table: &Table) {
     // The last of a flood are worth more than its middle: a kill ends it.
-    if open.timeline.signals.len() >= MAX_MARKS {
+    if open.timeline.signals.len() >= most(open) {
         open.timeline.cut += 1;
         if s.signal != sig::KILL {
             return;
@@ -67,7 +71,7 @@ pub(super) fn signal(open: &mut Open, event: EventId, at: BootNs, s: &SignalGene
 }
 
 fn exit(open: &mut Open, event: &Event, task: &Task, code: u32, table: &Table) {
-    if open.timeline.exits.len() >= MAX_MARKS {
+    if open.timeline.exits.len() >= most(open) {
         open.timeline.cut += 1;
         if task.key() != open.master {
             return;

@@ -21,9 +21,13 @@ const QUIET_NS: u64 = 2_000_000_000;
 /// … and in any case so long after it: who still comes then is not racing with the removal of endpoints.
 const LINGER_NS: u64 = 30_000_000_000;
 /// Stops that are under way, those that are to be told, and those kept to be named by later incidents.
-pub const MAX_STOPS: usize = 4096;
+pub const MAX_STOPS: usize = 1024;
 /// Phases kept of one stop: a container that floods its own master with signals gets no more.
 const MAX_PHASES: usize = 64;
+/// Stops of one container that are under way at once and told in full; further ones are told in short.
+const IN_FULL: usize = 8;
+/// The same, and marks, of those.
+const FEW_PHASES: usize = 4;
 /// "Before the signal" for a request whose age is known to a jiffy (10 ms at HZ=100) only.
 const JIFFY_NS: u64 = 10_000_000;
 
@@ -99,6 +103,8 @@ pub struct Open {
     root: (ProcKey, EventId),
     signal: u32,
     phases: Vec<PhaseFact>,
+    /// One of many of its container.
+    short: bool,
     /// Phases left out.
     cut: u64,
     /// Who told whom to stop, and who ended when.
@@ -120,7 +126,7 @@ pub struct Open {
 impl Open {
     fn phase(&mut self, name: &'static str, event: &Event, text: String, signal_to: Option<ProcKey>) {
         self.active = self.active.max(event.at);
-        if self.phases.len() >= MAX_PHASES && name != "exit" {
+        if self.phases.len() >= if self.short { FEW_PHASES } else { MAX_PHASES } && name != "exit" {
             self.cut += 1;
             return;
         }
@@ -187,7 +193,10 @@ impl Stops {
             return;
         }
         self.make_room();
+        let own = self.open.values().filter(|o| o.task.cgroup == s.target.cgroup && o.task.pidns == s.target.pidns);
+        let short = own.count() >= IN_FULL;
         let mut open = Open {
+            short,
             id: format!("s-{:016x}", crate::explain::stop_id(&s.target, event.at)),
             master: key,
             task: s.target.clone(),
@@ -250,12 +259,17 @@ impl Stops {
         self.open.get_mut(&master)
     }
 
-    /// The one that is under way for longest is told as it is.
+    /// Of the container with the most, the one that is under way for longest is told as it is.
     fn make_room(&mut self) {
         if self.open.len() < MAX_STOPS {
             return;
         }
-        let Some(oldest) = self.open.values().min_by_key(|o| (o.since, o.master)).map(|o| o.master) else { return };
+        let of = |o: &Open| (o.task.cgroup, o.task.pidns);
+        let mut by_container: BTreeMap<_, usize> = BTreeMap::new();
+        self.open.values().for_each(|o| *by_container.entry(of(o)).or_default() += 1);
+        let most = by_container.into_iter().max_by_key(|(_, n)| *n).map(|(container, _)| container);
+        let own = self.open.values().filter(|o| Some(of(o)) == most);
+        let Some(oldest) = own.min_by_key(|o| (o.since, o.master)).map(|o| o.master) else { return };
         let Some(mut open) = self.open.remove(&oldest) else { return };
         open.early = true;
         if self.early.len() < MAX_STOPS {

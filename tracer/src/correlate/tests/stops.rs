@@ -260,7 +260,7 @@ fn other_commands_are_not_told() {
 #[test]
 fn more_stops_than_are_kept_are_told_early() {
     let mut node = Node::new();
-    for n in 0..5_000u32 {
+    for n in 0..2_000u32 {
         let tgid = 20_000 + n;
         let other = Task { tgid, pid: tgid, ns_pid: 1, ppid: 1, start_ns: 110 * S + u64::from(n), ..master() };
         let exec =
@@ -270,7 +270,7 @@ fn more_stops_than_are_kept_are_told_early() {
     }
     // Time goes on, so that there are ticks in between.
     let stops = stops_until(&node, 140 * S);
-    assert_eq!(stops.len(), 5_000 - crate::correlate::stops::MAX_STOPS);
+    assert_eq!(stops.len(), 2_000 - crate::correlate::stops::MAX_STOPS);
     assert!(stops.iter().all(|s| s.missing.iter().any(|m| m.fact == "later-events")), "{:#?}", stops[0]);
 }
 
