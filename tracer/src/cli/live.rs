@@ -10,7 +10,6 @@ use crate::model::Input;
 use crate::model::input::{HookState, NginxProbesFact, NginxProbesState, SourceFact, SourceState, Started};
 use crate::model::kube::Said;
 use crate::ring::shed;
-use crate::sinks::escape::escape;
 use crate::sources::runtimes;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -152,16 +151,16 @@ fn source(fact: &SourceFact) -> String {
     }
 }
 
-/// What the uprobes do not see.
+/// What the uprobes do not see. `say` escapes.
 fn nginx_probes(fact: &NginxProbesFact) -> Option<String> {
-    let (id, exe) = (fact.process.tgid, escape(&fact.exe));
+    let (id, exe) = (fact.process.tgid, &fact.exe);
     match &fact.state {
         NginxProbesState::Attached => None,
         NginxProbesState::Detached { why } => {
-            Some(format!("degraded (nginx-uprobes): detached from nginx {exe} (pid {id}): {}", escape(why)))
+            Some(format!("degraded (nginx-uprobes): detached from nginx {exe} (pid {id}): {why}"))
         }
         NginxProbesState::Failed { why } => {
-            Some(format!("degraded (nginx-uprobes): not attached to nginx {exe} (pid {id}): {}", escape(why)))
+            Some(format!("degraded (nginx-uprobes): not attached to nginx {exe} (pid {id}): {why}"))
         }
     }
 }

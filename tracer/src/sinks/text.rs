@@ -193,10 +193,10 @@ fn subject(pod: Option<&Pod>, container: Option<&Container>) -> String {
     if parts.is_empty() { "no known container".to_string() } else { parts.join(" ") }
 }
 
-/// Who asked whom, what came back.
+/// Who asked whom, what came back. Not escaped.
 fn exchange(i: &Incident) -> String {
     let server = match &i.server.path {
-        Some(path) => format!("unix:{}", crate::sinks::escape::escape(path)),
+        Some(path) => format!("unix:{path}"),
         None => endpoint(i.server.ip, i.server.port),
     };
     let requester = endpoint(i.requester.ip, i.requester.port);

@@ -44,6 +44,14 @@ fn store(dir: &Path) -> Store {
 }
 
 #[test]
+fn a_hostile_path_is_written_out_once() {
+    let mut incident = incident();
+    incident.server.path = Some("/run/\u{1b}[2J.sock".into());
+    let block = text::output(&Output::Incident(Box::new(incident)), text::Paint { on: false });
+    assert!(block.contains("-> unix:/run/\\x1b[2J.sock"), "{block}");
+}
+
+#[test]
 fn a_directory_prints_what_watch_printed() {
     let dir = tempfile::tempdir().unwrap();
     let store = store(dir.path());
