@@ -258,6 +258,25 @@ fn doctor_always_reports() {
     assert!(report["kernel"].as_str().is_some_and(|kernel| !kernel.is_empty()));
 }
 
+/// What `serve` is to be run with, and what to do where it would not start.
+#[test]
+fn doctor_looks_where_serve_would() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = taken.local_addr().unwrap().to_string();
+    let dir = tempfile::tempdir().unwrap();
+    let store = dir.path().join("store").display().to_string();
+    let output = run(&["doctor", "--listen", &at, "--store", &store]);
+    let output = text(&output.stdout);
+    let listen = format!("listen        {at} in use by another program: --listen takes another address\n");
+    assert!(output.contains(&listen), "{output}");
+    assert!(output.contains(&format!("store         {store} will be made; ")), "{output}");
+    assert!(!Path::new(&store).exists(), "doctor leaves nothing behind");
+    fs::write(&store, "").unwrap();
+    let output = run(&["doctor", "--store", &store, "-o", "json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["serve"]["store"]["state"], "unusable", "{report:#}");
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }

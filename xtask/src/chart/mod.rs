@@ -154,8 +154,12 @@ fn header(body: &str, values: &[&str]) -> Result<String> {
 /// Of everything that a manifest is made of.
 fn source() -> Result<String> {
     let mut all = Vec::new();
-    let files =
-        sh::capture(Command::new("find").arg(chart()).arg(sh::root().join("packaging/render")).args(["-type", "f"]))?;
+    let files = sh::capture(
+        Command::new("find")
+            .arg(chart())
+            .arg(sh::root().join("packaging/render"))
+            .args(["-type", "f", "-not", "-name", "*.md"]),
+    )?;
     let mut files: Vec<&str> = files.lines().collect();
     files.sort_unstable();
     for file in files {

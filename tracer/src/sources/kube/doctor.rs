@@ -24,14 +24,20 @@ const NEEDED: &[(&str, &str, &[&str], &str)] = &[
     ("batch", "jobs", &["get"], "names of CronJobs"),
 ];
 
+/// What `serve --events` needs as well.
+const EVENTS: (&str, &str, &[&str], &str) =
+    ("events.k8s.io", "events", &["create", "patch"], "Events on pods and workloads (serve --events)");
+
 /// One right.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Access {
     /// `pods list,watch`
     pub what: String,
     pub allowed: bool,
-    /// What is not known without it.
+    /// What is not known without it, or not done.
     pub gives: String,
+    /// It is for writing.
+    pub writes: bool,
 }
 
 #[derive(Clone, Debug, Default, serde::Serialize)]
@@ -47,16 +53,16 @@ pub struct Examined {
     pub access: Vec<Access>,
 }
 
-/// Asks for all that a running source would.
-pub async fn examine(place: Place, node: &str) -> Examined {
+/// Asks for all that a running source would, and with `events` for what writing them takes.
+pub async fn examine(place: Place, node: &str, events: bool) -> Examined {
     let mut found = Examined::default();
-    if let Err(why) = look(place, node, &mut found).await {
+    if let Err(why) = look(place, node, events, &mut found).await {
         found.error = Some(why);
     }
     found
 }
 
-async fn look(place: Place, node: &str, found: &mut Examined) -> Result<(), String> {
+async fn look(place: Place, node: &str, events: bool, found: &mut Examined) -> Result<(), String> {
     let late = |_| "no answer in time".to_string();
     let (_, client) = Connection::new(place).client().await?;
     let version = timeout(ANSWER, client.apiserver_version()).await.map_err(late)?;
@@ -79,7 +85,8 @@ async fn look(place: Place, node: &str, found: &mut Examined) -> Result<(), Stri
         plural: "selfsubjectaccessreviews".into(),
     };
     let reviews: Api<DynamicObject> = Api::all_with(client, &review);
-    for (group, resource, verbs, gives) in NEEDED {
+    let writes = events.then_some(&EVENTS);
+    for (group, resource, verbs, gives) in NEEDED.iter().chain(writes) {
         let mut allowed = true;
         for verb in *verbs {
             let wanted = json!({"spec": {"resourceAttributes": {"group": group, "resource": resource, "verb": verb}}});
@@ -88,8 +95,10 @@ async fn look(place: Place, node: &str, found: &mut Examined) -> Result<(), Stri
             let answer = timeout(ANSWER, reviews.create(&post, &asked)).await.map_err(late)?;
             allowed &= answer.map_err(|e| connect::tell(&e))?.data["status"]["allowed"] == true;
         }
-        let what = format!("{resource} {}", verbs.join(","));
-        found.access.push(Access { what, allowed, gives: (*gives).to_owned() });
+        // `events` are in two groups.
+        let named = if *group == EVENTS.0 { format!("{resource}.{group}") } else { (*resource).to_owned() };
+        let what = format!("{named} {}", verbs.join(","));
+        found.access.push(Access { what, allowed, gives: (*gives).to_owned(), writes: *group == EVENTS.0 });
     }
     Ok(())
 }

@@ -340,15 +340,19 @@ async fn what_the_doctor_finds() {
     api.put(PODS, pod());
     let dir = tempfile::tempdir().unwrap();
     let place = Place::Kubeconfig(api.kubeconfig(dir.path()));
-    let found = examine(place.clone(), NODE).await;
+    let found = examine(place.clone(), NODE, false).await;
     assert_eq!((found.error.as_deref(), found.version.as_deref()), (None, Some("v1.33.1")));
     assert_eq!((found.pods, found.node_known), (Some(1), Some(false)));
     let holes: Vec<_> = found.access.iter().filter(|a| !a.allowed).map(|a| a.what.as_str()).collect();
     assert_eq!(holes, ["events list"]);
+    assert!(found.access.iter().all(|a| !a.writes), "asked for more than a watching agent needs");
+    let writing = examine(place.clone(), NODE, true).await;
+    let writes: Vec<_> = writing.access.iter().filter(|a| a.writes).map(|a| (a.what.as_str(), a.allowed)).collect();
+    assert_eq!(writes, [("events.events.k8s.io create,patch", true)]);
     api.rotate("other");
-    assert!(examine(place, NODE).await.error.unwrap().contains("401"));
+    assert!(examine(place, NODE, false).await.error.unwrap().contains("401"));
     let nowhere = dir.path().join("none");
-    assert!(examine(Place::Kubeconfig(nowhere), NODE).await.error.is_some());
+    assert!(examine(Place::Kubeconfig(nowhere), NODE, false).await.error.is_some());
 }
 
 /// Every value that may be of another type, missing, or too long.

@@ -1,9 +1,12 @@
 //! `why502 doctor`: what this host allows. It loads and attaches the probes, since nothing else tells for sure, and
 //! detaches them at once.
 
+mod place;
+
 use super::kube::{Kube, KubeArgs};
 use super::output::OutputArgs;
 use super::runtime::RuntimeArgs;
+use super::serve::{LISTEN, STORE};
 use crate::kernel::btf;
 use crate::kernel::host::{CAPABILITIES, Host, Mounts, Rights};
 use crate::live::{Live, Options};
@@ -16,12 +19,14 @@ use anyhow::Context;
 use serde::Serialize;
 use std::fmt::Write as _;
 use std::io::Write as _;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
   why502 doctor
+  why502 doctor --events --listen 10.0.3.7:9502     what `serve` is to be run with
   why502 doctor -o json | jq .hooks
 
 Exit code 1 when why502 cannot work here; what is only degraded is told and does not count.";
@@ -30,6 +35,15 @@ Exit code 1 when why502 cannot work here; what is only degraded is told and does
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(super) struct Args {
+    /// Where serve is to listen
+    #[arg(long, value_name = "IP:PORT", default_value = LISTEN)]
+    listen: SocketAddr,
+    /// Directory of serve's incidents
+    #[arg(long, value_name = "DIR", default_value = STORE)]
+    store: PathBuf,
+    /// Ask the Kubernetes API for the right to write Events as well
+    #[arg(long)]
+    events: bool,
     #[command(flatten)]
     runtime: RuntimeArgs,
     #[command(flatten)]
@@ -64,6 +78,11 @@ struct Report {
     runtimes: Vec<RuntimeSocket>,
     /// Null: not asked.
     kubernetes: Option<Examined>,
+    /// What only `serve` needs.
+    serve: place::Place,
+    /// It is to write Events, too.
+    #[serde(skip)]
+    events: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -95,9 +114,10 @@ struct RuntimeSocket {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let root = Path::new("/");
     let kube = args.kube.resolve()?;
-    let mut report = look(root);
+    let mut report = look(root, place::look(&args.store, args.listen));
+    report.events = args.events;
     report.runtimes = runtimes(root, &args.runtime.wish()?)?;
-    report.kubernetes = ask(kube, &report.node)?;
+    report.kubernetes = ask(kube, &report.node, args.events)?;
     match super::host::refuse().and_then(|()| try_probes()) {
         Ok((started, nginx)) => {
             report.hooks = started.hooks;
@@ -114,7 +134,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 }
 
 /// What can be seen without the probes.
-fn look(root: &Path) -> Report {
+fn look(root: &Path, serve: place::Place) -> Report {
     let host = Host::read(root);
     let mounts = Mounts::read(root);
     let rights = Rights::read(root);
@@ -150,6 +170,8 @@ fn look(root: &Path) -> Report {
         nginx: Vec::new(),
         runtimes: Vec::new(),
         kubernetes: None,
+        serve,
+        events: false,
     }
 }
 
@@ -164,10 +186,10 @@ fn runtimes(root: &Path, wish: &Wish) -> anyhow::Result<Vec<RuntimeSocket>> {
     Ok(found.into_iter().map(socket).collect())
 }
 
-fn ask(kube: Kube, node: &str) -> anyhow::Result<Option<Examined>> {
+fn ask(kube: Kube, node: &str, events: bool) -> anyhow::Result<Option<Examined>> {
     let Some(place) = kube.place else { return Ok(None) };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    Ok(Some(runtime.block_on(examine(place, kube.node.as_deref().unwrap_or(node)))))
+    Ok(Some(runtime.block_on(examine(place, kube.node.as_deref().unwrap_or(node), events))))
 }
 
 /// Loads, attaches, checks, detaches: what `watch` would say at its start.
@@ -225,8 +247,11 @@ fn text(report: &Report) -> String {
     for (n, runtime) in runtimes.iter().enumerate() {
         row(if n == 0 { "runtimes" } else { "" }, runtime);
     }
-    for (n, line) in kubernetes(report.kubernetes.as_ref()).iter().enumerate() {
+    for (n, line) in kubernetes(report.kubernetes.as_ref(), report.events).iter().enumerate() {
         row(if n == 0 { "kubernetes" } else { "" }, line);
+    }
+    for (label, found) in [("store", &report.serve.store), ("listen", &report.serve.listen)] {
+        row(label, &format!("{} {}", found.what, found.text));
     }
     for (n, hook) in report.hooks.iter().enumerate() {
         let state = match &hook.state {
@@ -257,8 +282,12 @@ fn text(report: &Report) -> String {
 }
 
 /// What the API lets us do, and what is not known because of what it does not.
-fn kubernetes(found: Option<&Examined>) -> Vec<String> {
-    let Some(found) = found else { return vec!["not asked (--kube)".into()] };
+fn kubernetes(found: Option<&Examined>, events: bool) -> Vec<String> {
+    let Some(found) = found else {
+        let without =
+            if events { "not asked: serve --events does not start without it (--kube)" } else { "not asked (--kube)" };
+        return vec![without.into()];
+    };
     let version = found.version.as_deref().unwrap_or("unknown version");
     let mut lines = match &found.error {
         Some(error) => vec![format!("cannot be asked: {error}")],
@@ -270,7 +299,13 @@ fn kubernetes(found: Option<&Examined>) -> Vec<String> {
         _ => {}
     }
     let holes = found.access.iter().filter(|a| !a.allowed);
-    lines.extend(holes.map(|a| format!("not allowed: {}, so not known: {}", a.what, a.gives)));
+    lines.extend(holes.map(|a| {
+        let lost = if a.writes { "not done" } else { "not known" };
+        format!(
+            "not allowed: {}, so {lost}: {} (a role like the chart's templates/rbac.yaml gives it)",
+            a.what, a.gives
+        )
+    }));
     lines
 }
 
