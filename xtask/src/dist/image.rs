@@ -62,6 +62,7 @@ fn one(program: &Path, notices: &str, work: &Path, tag: &str, capable: bool) -> 
     sh::run(tar.arg("-C").arg(&root).arg("-cf").arg(context.join("root.tar")).args(["why502", "licenses"]))?;
     let mut docker = Command::new("docker");
     docker.args(["build", "-q", "-t", tag, "--build-arg", &format!("VERSION={VERSION}")]);
+    docker.args(["--build-arg", if capable { "USER=65532:65532" } else { "USER=0:0" }]);
     docker.arg("-f").arg(sh::root().join("packaging/Dockerfile")).arg(&context);
     // The builder that every docker has.
     docker.env("DOCKER_BUILDKIT", "0");
