@@ -106,7 +106,7 @@ impl<'v> Child<'v> {
 fn when(lost: &Lost, child: &Child) -> String {
     let old = lost.at.saturating_sub(child.key.start_ticks * TICK_NS) as f64 / 1e9;
     match lost.age_ms {
-        Some(ms) => format!(", {:.1} s after this request had come (the child was {old:.1} s old)", ms as f64 / 1e3),
+        Some(ms) => format!(", {} after this request had come (the child was {old:.1} s old)", super::took(ms)),
         None => format!(", in the middle of this request (the child was {old:.1} s old)"),
     }
 }

@@ -120,8 +120,8 @@ fn tell(chain: &mut Chain, view: &View) -> Option<Trigger> {
     // One that failed is told by its own rule.
     if let Some((exit, command)) = hooks.last().filter(|(exit, _)| exit.code == 0) {
         let line = view.table.process(&command.key).map_or_else(|| command.argv.join(" "), command_line);
-        let seconds = exit.at.saturating_sub(command.at) as f64 / 1e9;
-        chain.hook_ran(exit, format!("the preStop hook `{line}` ran {seconds:.1} s and exited with status 0"), view);
+        let ran = super::took(exit.at.saturating_sub(command.at) / 1_000_000);
+        chain.hook_ran(exit, format!("the preStop hook `{line}` ran {ran} and exited with status 0"), view);
     }
     for link in &why.links {
         chain.told(link);

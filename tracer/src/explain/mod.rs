@@ -55,6 +55,11 @@ pub use prestop::is_hook;
 pub use said::{container_of, pod_of};
 pub use upstream::upshot;
 
+/// A time in a sentence: `308 ms`, `2.4 s`.
+pub fn took(ms: u64) -> String {
+    if ms < 1_000 { format!("{ms} ms") } else { format!("{:.1} s", ms as f64 / 1000.0) }
+}
+
 /// Names a stop: the same in every replay.
 pub fn stop_id(master: &crate::model::Task, at: BootNs) -> u64 {
     incident::fnv(format!("{}|{}|{at}", master.tgid, master.start_ns).as_bytes())

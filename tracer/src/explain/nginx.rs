@@ -8,7 +8,7 @@ use super::chain::{self, Chain};
 use super::confidence::Confidence;
 use super::gone::{self, Gone};
 use super::server::{Kind, Server};
-use super::{Finding, View, killed, pod, restart};
+use super::{Finding, View, killed, pod, restart, took};
 use crate::correlate::answer::{self, Closer};
 use crate::correlate::history::{ExitFact, Signal, sig};
 use crate::correlate::lost::{Evidence, Lost};
@@ -70,7 +70,7 @@ pub fn fast_shutdown(lost: &Lost, server: &Server, view: &View) -> Option<Findin
         summary: format!(
             "nginx was stopped with {}, its fast shutdown: this request was cut{}",
             sig::name(signal.what.signal),
-            lost.age_ms.map(|ms| format!(" after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+            lost.age_ms.map(|ms| format!(" after {}", took(ms))).unwrap_or_default()
         ),
         chain,
         confidence,
@@ -111,8 +111,8 @@ pub fn worker_shutdown_timeout(lost: &Lost, server: &Server, view: &View) -> Opt
         sub_cause: reload.then_some("reload"),
         trigger: if reload { Trigger::ConfigReload } else { chain::trigger(signal, view) },
         summary: format!(
-            "{:.1} s after {} the old worker's worker_shutdown_timeout ran out and it closed this request",
-            since as f64 / 1e9,
+            "{} after {} the old worker's worker_shutdown_timeout ran out and it closed this request",
+            took(since / 1_000_000),
             sig::name(signal.what.signal)
         ),
         chain,
@@ -165,7 +165,7 @@ fn overridden_unseen(chain: Chain, mut confidence: Confidence, lost: &Lost, sign
         summary: format!(
             "nginx was finishing its requests when {} came and cut this one{}",
             sig::name(signal.what.signal),
-            lost.age_ms.map(|ms| format!(" after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+            lost.age_ms.map(|ms| format!(" after {}", took(ms))).unwrap_or_default()
         ),
         chain,
         confidence,
@@ -196,7 +196,7 @@ fn overridden(
         trigger: chain::trigger(signal, view),
         summary: format!(
             "nginx was finishing its requests after SIGQUIT when {by} came {ms} ms later and cut this one{}",
-            lost.age_ms.map(|ms| format!(" after {:.1} s", ms as f64 / 1000.0)).unwrap_or_default()
+            lost.age_ms.map(|ms| format!(" after {}", took(ms))).unwrap_or_default()
         ),
         chain,
         confidence,

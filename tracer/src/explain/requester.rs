@@ -120,7 +120,7 @@ fn waited_in_php_fpms_queue(lost: &Lost, server: &Server, view: &View) -> bool {
 fn pool_exhausted(lost: &Lost, server: &Server, view: &View) -> Finding {
     let there = |p: &&Process| p.alive() && p.born.is_none_or(|born| born < lost.at);
     let children = server.master.map_or(0, |m| view.table.children(&m).filter(there).count());
-    let waited = lost.age_ms.map(|ms| format!(" for {:.1} s", ms as f64 / 1e3)).unwrap_or_default();
+    let waited = lost.age_ms.map(|ms| format!(" for {}", super::took(ms))).unwrap_or_default();
     let text = format!(
         "no child of php-fpm took this request{waited}: all of them ({children}) were busy, and nginx gave up waiting"
     );

@@ -48,7 +48,7 @@ pub fn ended_alone(lost: &Lost, server: &Server, view: &View) -> Option<Finding>
         None => confidence.cap(0.8, "the signal that killed it was not seen"),
     }
     let what = match lost.age_ms.filter(|_| lost.cut_in_flight()) {
-        Some(ms) => format!("this request was cut after {:.1} s", ms as f64 / 1000.0),
+        Some(ms) => format!("this request was cut after {}", super::took(ms)),
         None if lost.cut_in_flight() => "this request was cut".into(),
         None => "this request came on a connection that had gone with it".into(),
     };

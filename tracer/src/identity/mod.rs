@@ -13,6 +13,7 @@
 
 mod cgroups;
 pub mod container;
+mod groups;
 mod listeners;
 mod outside;
 mod process;

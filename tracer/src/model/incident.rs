@@ -62,6 +62,15 @@ ids! {
         DeliberateClose = "deliberate-close", Unexplained = "unexplained",
     }
 }
+impl Incident {
+    /// The chain as it is read: the trigger first, then on to the loss, and last what came of it.
+    pub fn told(&self) -> Vec<&Link> {
+        let mut links: Vec<&Link> = self.chain.iter().rev().collect();
+        links.sort_by_key(|link| link.offset_us > 0);
+        links
+    }
+}
+
 impl Cause {
     /// Recognised, never blamed on the server: reported only when asked for.
     pub fn not_the_server(self) -> bool {

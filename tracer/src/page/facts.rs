@@ -41,10 +41,10 @@ pub(super) fn missing(all: &[Missing], html: &mut Html) {
     });
 }
 
-/// In the order in which things happened: the trigger first, the loss last.
+/// In the order in which things happened: the trigger first.
 pub(super) fn chain(i: &Incident, html: &mut Html) {
     html.tag("ol").class("chain").body(|html| {
-        for link in i.chain.iter().rev() {
+        for link in i.told() {
             html.tag("li").body(|html| {
                 let us = link.offset_us;
                 let sign = if us < 0 { "\u{2212}" } else { "+" };

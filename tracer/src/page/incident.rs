@@ -2,13 +2,67 @@
 
 use super::html::{Html, component};
 use super::{facts, words};
-use crate::model::incident::Incident;
+use crate::model::incident::{Advice, Incident};
+
+/// Others of a kind that are listed one by one, and up to where without being asked.
+const LISTED_MAX: usize = 200;
+const OPEN_MAX: usize = 12;
 
 pub(super) fn title(i: &Incident) -> String {
     format!("Request to {} lost: {}", words::pod(i.pod.as_ref(), i.container.as_ref()), i.cause)
 }
 
+/// They came about in one way, to one place.
+pub(super) fn alike(a: &Incident, b: &Incident) -> bool {
+    let of = |i: &Incident| {
+        let place = i.pod.as_ref().map(|p| p.uid.clone()).or_else(|| i.container.as_ref().map(|c| c.id.clone()));
+        (place, i.cause, i.sub_cause.clone(), i.mechanism, i.outcome, i.confidence.level)
+    };
+    of(a) == of(b)
+}
+
+/// Several that are alike: the first in full, the others in a table.
+pub(super) fn group(all: &[&Incident], html: &mut Html) {
+    let [first, others @ ..] = all else { return };
+    let mut advice = Vec::new();
+    all.iter().for_each(|i| crate::explain::advice::merge(&mut advice, &i.advice));
+    body(first, &advice, false, html);
+    if others.is_empty() {
+        return;
+    }
+    html.tag("h2").text(&match others.len() {
+        1 => "1 more was lost in the same way".to_string(),
+        n => format!("{n} more were lost in the same way"),
+    });
+    html.tag("details").flag("open", others.len() <= OPEN_MAX).body(|html| {
+        html.tag("summary").text("Each of them");
+        html.tag("div").class("scroll").body(|html| {
+            html.tag("table").body(|html| {
+                facts::heads(&[("", "lost at"), ("n", "age"), ("", "from"), ("", "to"), ("", "why")], html);
+                html.tag("tbody").body(|html| {
+                    for i in others.iter().take(LISTED_MAX) {
+                        html.tag("tr").num("id", component(&i.id)).body(|html| {
+                            html.tag("td").class("t").text(&words::moment(&i.at));
+                            html.tag("td").class("n").text(&i.age_ms.map(words::ms).unwrap_or_default());
+                            html.tag("td").text(&words::requester(i));
+                            html.tag("td").text(&words::address(i));
+                            html.tag("td").text(&i.summary);
+                        });
+                    }
+                });
+            });
+        });
+        if others.len() > LISTED_MAX {
+            html.tag("p").class("sub").text(&format!("{} more are not listed.", others.len() - LISTED_MAX));
+        }
+    });
+}
+
 pub(super) fn section(i: &Incident, served: bool, html: &mut Html) {
+    body(i, &i.advice, served, html);
+}
+
+fn body(i: &Incident, advice: &[Advice], served: bool, html: &mut Html) {
     html.tag("section").class("stop").num("id", component(&i.id)).body(|html| {
         html.tag("h1").text(&title(i));
         html.tag("p").class("sub").text(&format!(
@@ -54,9 +108,9 @@ pub(super) fn section(i: &Incident, served: bool, html: &mut Html) {
                 }
             });
         });
+        facts::advice(advice, html);
         html.tag("h2").text("How it came about");
         facts::chain(i, html);
-        facts::advice(&i.advice, html);
         facts::missing(&i.missing, html);
         if i.loss.in_window > 0 {
             html.tag("p").text(&format!("{} events of this time were not seen.", i.loss.in_window));

@@ -163,9 +163,18 @@ fn row(output: &Output, n: usize, html: &mut Html) {
                 html.tag("span").class(class).text(&lost);
             });
             place(s.pod.as_ref(), s.container.as_ref(), html);
-            let by: Vec<String> = s.by_cause.iter().map(|(cause, n)| format!("{cause} {n}")).collect();
-            html.tag("td").body(|html| html.tag("span").class("cause").text(&by.join(", ")));
-            html.tag("td").class("wide").text(s.trigger.id());
+            let mut by: Vec<(&String, u64)> = s.by_cause.iter().map(|(cause, n)| (cause, *n)).collect();
+            by.sort_by_key(|(cause, n)| (std::cmp::Reverse(*n), *cause));
+            let by: Vec<String> = by.into_iter().map(|(cause, n)| format!("{n} {cause}")).collect();
+            html.tag("td").body(|html| {
+                html.tag("span").class("cause").text(&by.join(", "));
+                if let Some(first) = s.advice.first() {
+                    let more =
+                        if s.advice.len() > 1 { format!(", and {} more", s.advice.len() - 1) } else { String::new() };
+                    html.tag("span").class("why").text(&format!("change {}: {}{more}", first.target, first.change));
+                }
+            });
+            html.tag("td").class("trigger").text(s.trigger.id());
         }
         Output::Incident(i) => {
             when(&i.at, &format!("incident/{}", component(&i.id)), html);
@@ -185,7 +194,7 @@ fn row(output: &Output, n: usize, html: &mut Html) {
                 html.text(" ");
                 html.text(&i.summary);
             });
-            html.tag("td").class("wide").text(i.trigger.id());
+            html.tag("td").class("trigger").text(i.trigger.id());
         }
     });
 }
@@ -226,14 +235,23 @@ pub(super) fn all(name: &str, stops: &[Stop], incidents: &[Incident], left_out: 
     }
     let known = |i: &Incident| i.stop.as_ref().is_some_and(|id| stops.iter().any(|s| s.id == *id));
     let lone: Vec<&Incident> = incidents.iter().filter(|i| !known(i)).collect();
-    for i in lone.iter().take(FULL_MAX) {
-        incident::section(i, false, html);
+    // Twenty requests that died of one thing are told once.
+    let mut groups: Vec<Vec<&Incident>> = Vec::new();
+    for i in &lone {
+        match groups.iter_mut().find(|group| incident::alike(group[0], i)) {
+            Some(group) => group.push(i),
+            None => groups.push(vec![i]),
+        }
+    }
+    for group in groups.iter().take(FULL_MAX) {
+        incident::group(group, html);
     }
     if stops.is_empty() && incidents.is_empty() {
         html.tag("h1").text(name);
         html.tag("p").text("No request was lost, and nothing was stopped.");
     }
-    let more = rest.len() as u64 + lone.len().saturating_sub(FULL_MAX) as u64 + left_out;
+    let unshown: usize = groups.iter().skip(FULL_MAX).map(Vec::len).sum();
+    let more = (rest.len() + unshown) as u64 + left_out;
     if more > 0 {
         html.tag("p")
             .text(&format!("{more} more stops and incidents of {name} are not shown here: why502 explain lists them."));

@@ -43,7 +43,7 @@ pub struct StopPage<'a> {
 
 /// One stop.
 pub fn stop(page: &StopPage) -> String {
-    let title = stop::title(page.stop);
+    let title = stop::title(page);
     document(&title, Frame::Served { root: "../" }, |html| stop::section(page, "", true, html))
 }
 

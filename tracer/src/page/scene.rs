@@ -309,13 +309,20 @@ fn label(key: RowKey, stops: &[&Stop], processes: usize, who: &[&str]) -> (Strin
         let twice = stops.iter().filter(|s| s.server == name).count() > 1;
         match stops.get(n).and_then(|s| s.container.as_ref()).filter(|_| twice) {
             Some(c) => {
-                format!("{} {what} {}", words::short(name, 7), words::short(c.name.as_ref().unwrap_or(&c.id), 6))
+                // The first digits of an id are as good as more of them with dots.
+                let which =
+                    c.name.as_ref().map_or_else(|| c.id.chars().take(5).collect(), |name| words::short(name, 6));
+                format!("{} {what} {which}", words::short(name, 7))
             }
             None => format!("{} {what}", words::short(name, 12)),
         }
     };
     let fpm = |n: usize| stops.get(n).is_some_and(|s| s.server == "php-fpm");
-    let several = |text: &str| if processes > 1 { format!("{text} ({processes})") } else { text.to_string() };
+    let several = |text: &str| match processes {
+        0 | 1 => text.to_string(),
+        n if text.chars().count() > 17 => format!("{text}×{n}"),
+        n => format!("{text} ({n})"),
+    };
     match key {
         RowKey::Api => ("API, kubelet".into(), "what the Kubernetes API said"),
         RowKey::Runtime => (several("runtime"), "processes of the container runtime"),

@@ -13,8 +13,12 @@ const LISTED_MAX: usize = 200;
 /// Up to here without being asked.
 const OPEN_MAX: usize = 12;
 
-pub(super) fn title(stop: &Stop) -> String {
-    format!("{} in {} stopped", stop.server, words::pod(stop.pod.as_ref(), stop.container.as_ref()))
+pub(super) fn title(page: &StopPage) -> String {
+    let mut servers: Vec<&str> = [page.stop].into_iter().chain(page.others).map(|s| s.server.as_str()).collect();
+    servers.sort_unstable();
+    servers.dedup();
+    let stop = page.stop;
+    format!("{} in {} stopped", servers.join(" and "), words::pod(stop.pod.as_ref(), stop.container.as_ref()))
 }
 
 /// `ids`: what the ids of this section begin with; `served`: there are pages of the incidents.
@@ -22,7 +26,7 @@ pub(super) fn section(page: &StopPage, ids: &str, served: bool, html: &mut Html)
     let stops: Vec<&Stop> = [page.stop].into_iter().chain(page.others).collect();
     let scene = scene::scene(&stops, page.incidents);
     html.tag("section").class("stop").num("id", format_args!("{ids}stop")).body(|html| {
-        html.tag("h1").text(&title(page.stop));
+        html.tag("h1").text(&title(page));
         subtitle(page.stop, html);
         verdict(page, &stops, html);
         facts::advice(&merged(&stops), html);
@@ -79,9 +83,11 @@ fn verdict(page: &StopPage, stops: &[&Stop], html: &mut Html) {
                 html.tag("b").text(&n.to_string());
                 html.text(" ");
                 html.tag("span").class("cause").text(cause);
-                if let Some(example) = page.incidents.iter().find(|i| i.cause.id() == cause) {
-                    html.text(": ");
-                    html.text(&example.summary);
+                let mut of_it = page.incidents.iter().filter(|i| i.cause.id() == cause).map(|i| &i.summary);
+                if let Some(example) = of_it.next() {
+                    let alike = of_it.all(|summary| summary == example);
+                    html.text(if alike { ": " } else { ", the first: " });
+                    html.text(example);
                 }
             });
         }

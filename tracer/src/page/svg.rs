@@ -9,8 +9,10 @@ use super::words;
 use crate::model::BootNs;
 use crate::model::incident::Outcome;
 
-pub const LABELS_W: f64 = 176.0;
-pub const CHART_W: f64 = 978.0;
+pub const LABELS_W: f64 = 186.0;
+pub const CHART_W: f64 = 968.0;
+/// Characters of a row's name: they are bold, and what is wider loses its beginning.
+const LABEL_MAX: usize = 22;
 /// Left and right of the first and the last time.
 const PAD: (f64, f64) = (20.0, 80.0);
 const AXIS_H: f64 = 24.0;
@@ -134,7 +136,7 @@ impl<'s> Plan<'s> {
                     html.tag("text").class("name").px("x", w - 8.0).px("y", y + 4.0).attr("text-anchor", "end").body(
                         |html| {
                             html.tag("title").text(&row.title);
-                            html.text(&words::short(&row.label, 22));
+                            html.text(&words::short(&row.label, LABEL_MAX));
                         },
                     );
                 }
@@ -204,7 +206,9 @@ impl<'s> Plan<'s> {
     fn axis(&mut self, html: &mut Html) {
         let scene = self.scene;
         let (zero, bottom) = (self.x(scene.zero), self.height);
-        html.tag("line").class("zero").px("x1", zero).px("y1", AXIS_H - 4.0).px("x2", zero).px("y2", bottom).empty();
+        // Not over the words of a band.
+        let top = AXIS_H + scene.bands.len() as f64 * BAND_H;
+        html.tag("line").class("zero").px("x1", zero).px("y1", top).px("x2", zero).px("y2", bottom).empty();
         let mut times = vec![(scene.zero, zero)];
         times.extend([scene.from, scene.to].map(|t| (t, self.x(t))));
         times.extend(scene.steps.iter().map(|s| s.at).zip(self.xs.iter().copied()));

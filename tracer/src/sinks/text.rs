@@ -293,13 +293,11 @@ impl Block {
     }
 
     fn chain(&mut self, i: &Incident) {
-        let offsets: Vec<String> = i.chain.iter().map(|link| milliseconds(link.offset_us)).collect();
+        let links = i.told();
+        let offsets: Vec<String> = links.iter().map(|link| milliseconds(link.offset_us)).collect();
         let width = offsets.iter().map(String::len).max().unwrap_or(0);
         let ids = i.chain.iter().map(|link| escape(&link.id).chars().count()).max().unwrap_or(0);
-        let mut links: Vec<_> = i.chain.iter().zip(&offsets).rev().collect();
-        // What the requesting end saw of the loss came after it.
-        links.sort_by_key(|(link, _)| link.rule.starts_with("beside-") && link.offset_us > 0);
-        for (n, (link, offset)) in links.into_iter().enumerate() {
+        for (n, (link, offset)) in links.into_iter().zip(&offsets).enumerate() {
             let lead = format!("{offset:>width$} ms  {:<ids$}  ", escape(&link.id));
             self.hanging(if n == 0 { "how" } else { "" }, &lead, &link.text);
         }

@@ -298,7 +298,7 @@ fn the_list_has_pages_and_keeps_its_filter() {
         notices: &[],
     });
     let all = parse(&page);
-    let shown = all.iter().filter(|e| e.name == "td" && e.has_class("wide")).count();
+    let shown = all.iter().filter(|e| e.name == "td" && e.has_class("trigger")).count();
     assert_eq!(shown, ROWS_MAX);
     let next = all.iter().find(|e| e.attr("rel") == "next").unwrap();
     assert_eq!(next.attr("href"), "?kind=incidents&namespace=a%20b%26c&before=4711");
@@ -336,7 +336,12 @@ fn a_stop_without_times_and_incidents_without_a_stop() {
     stops[0].timeline = Default::default();
     assert!(one(&stops[0], &incidents).contains("there is no picture"));
     let page = page::file("x.rec", &[], &incidents, 0);
-    assert_eq!(page.matches("How it came about").count(), incidents.len());
+    let kinds: BTreeSet<_> = incidents.iter().map(|i| (i.cause.id(), i.mechanism.id(), i.outcome.id())).collect();
+    assert_eq!(page.matches("How it came about").count(), kinds.len(), "one of each kind is told in full");
+    assert!(kinds.len() < incidents.len());
+    let all = parse(&page);
+    assert!(incidents.iter().all(|i| all.iter().any(|e| e.attr("id") == i.id)), "and all are there");
+    assert!(page.find("What to change") < page.find("How it came about"), "advice is on top");
     assert!(page::file("x.rec", &[], &[], 0).contains("No request was lost, and nothing was stopped."));
 }
 

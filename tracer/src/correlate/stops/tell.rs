@@ -187,7 +187,7 @@ fn command(command: &Command, open: &Open, view: &View) -> PhaseFact {
     let what = if hook { "the preStop hook" } else { "run from outside of the container" };
     let mut text = format!("`{}`, {what}", command.argv.join(" "));
     if let Some((at, _)) = command.exit {
-        text.push_str(&format!(", ran {:.1} s", at.saturating_sub(command.at) as f64 / 1e9));
+        text.push_str(&format!(", ran {}", crate::explain::took(at.saturating_sub(command.at) / 1_000_000)));
     }
     let sent = command.exit.is_none_or(|(at, _)| at >= open.since);
     if sent {
