@@ -157,6 +157,8 @@ pub struct History {
     /// left alone longest goes first.
     targets: BTreeMap<Group, Targets>,
     signal_count: usize,
+    /// Targets that have ended, by that: their signals go when nobody asks for them any more.
+    ended: VecDeque<(BootNs, ProcKey)>,
     exits: Recent<ProcKey, ExitFact>,
     /// With the kernel's address of the socket, 0 where no record tells it.
     accounted: Recent<Tuple, u64>,
@@ -201,6 +203,7 @@ impl Default for History {
             signals: BTreeMap::new(),
             targets: BTreeMap::new(),
             signal_count: 0,
+            ended: VecDeque::new(),
             exits: Recent::new(MAX_ENTRIES, KEEP_NS),
             accounted: Recent::new(MAX_ENTRIES, KEEP_NS),
             resets: Recent::new(MAX_LARGE, KEEP_NS),
@@ -223,6 +226,7 @@ impl Default for History {
 impl History {
     /// `group`: of the target.
     pub fn signal(&mut self, event: EventId, at: BootNs, group: Group, what: &SignalGenerated) {
+        self.forget_ended(at);
         let key = what.target.key();
         let signals = self.signals.entry(key).or_insert_with(|| Signals { group, list: Vec::new() });
         // A process that moved is still counted where it was seen first.
@@ -247,16 +251,32 @@ impl History {
     }
 
     fn drop_target(&mut self, at: BootNs) {
-        let Some((group, targets)) = self.targets.iter_mut().max_by_key(|(_, t)| t.signals) else { return };
-        let group = *group;
-        let Some((_, key)) = targets.by_last.pop_first() else { return };
-        let dropped = self.signals.remove(&key).map_or(0, |s| s.list.len());
-        targets.signals = targets.signals.saturating_sub(dropped);
-        self.signal_count = self.signal_count.saturating_sub(dropped);
+        let Some((group, targets)) = self.targets.iter().max_by_key(|(_, t)| t.signals) else { return };
+        let (group, oldest) = (*group, targets.by_last.first().map(|(_, key)| *key));
+        oldest.into_iter().for_each(|key| self.drop_signals(&key));
+        self.forgot(at, Some(group));
+    }
+
+    fn drop_signals(&mut self, key: &ProcKey) {
+        let Some(Signals { group, list }) = self.signals.remove(key) else { return };
+        self.signal_count = self.signal_count.saturating_sub(list.len());
+        let Some(targets) = self.targets.get_mut(&group) else { return };
+        targets.signals = targets.signals.saturating_sub(list.len());
+        list.last().into_iter().for_each(|last| {
+            targets.by_last.remove(&(last.at, *key));
+        });
         if targets.by_last.is_empty() {
             self.targets.remove(&group);
         }
-        self.forgot(at, Some(group));
+    }
+
+    fn forget_ended(&mut self, now: BootNs) {
+        while let Some((at, key)) = self.ended.front().copied()
+            && at.saturating_add(KEEP_NS) < now
+        {
+            self.ended.pop_front();
+            self.drop_signals(&key);
+        }
     }
 
     /// Something of this container was thrown out to keep memory bounded: its verdicts of this time say so.
@@ -277,6 +297,10 @@ impl History {
     }
 
     pub fn exit(&mut self, event: EventId, at: BootNs, group: Group, task: &Task, code: u32) {
+        self.forget_ended(at);
+        if self.signals.contains_key(&task.key()) {
+            self.ended.push_back((at, task.key()));
+        }
         let early = self.exits.insert(at, group, task.key(), ExitFact { event, at, code, task: task.clone() });
         self.forgot(at, early);
     }

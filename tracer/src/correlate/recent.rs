@@ -3,72 +3,77 @@
 
 use crate::identity::Group;
 use crate::model::event::BootNs;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Entries by key, and by age within the container that they are of.
 #[derive(Debug)]
 pub(super) struct Recent<K: Ord + Clone, V> {
-    map: BTreeMap<K, (BootNs, V)>,
-    order: BTreeMap<Group, VecDeque<(BootNs, K)>>,
+    map: BTreeMap<K, Entry<V>>,
+    order: BTreeMap<Group, BTreeSet<(BootNs, K)>>,
     /// Groups by size, to find the largest.
     sizes: BTreeSet<(usize, Group)>,
-    len: usize,
+    /// Groups by their oldest entry: those of containers that are gone go as well.
+    oldest: BTreeSet<(BootNs, Group)>,
     max: usize,
-    /// How long an entry is kept, ns. Older ones of a group go when a new one comes.
+    /// How long an entry is kept, ns. Older ones go when a new one comes.
     keep: BootNs,
+}
+
+#[derive(Debug)]
+struct Entry<V> {
+    group: Group,
+    value: (BootNs, V),
 }
 
 impl<K: Ord + Clone, V> Recent<K, V> {
     /// `max`: at most so many.
     pub(super) fn new(max: usize, keep: BootNs) -> Self {
-        Recent { map: BTreeMap::new(), order: BTreeMap::new(), sizes: BTreeSet::new(), len: 0, max: max.max(1), keep }
+        let (map, order) = (BTreeMap::new(), BTreeMap::new());
+        Recent { map, order, sizes: BTreeSet::new(), oldest: BTreeSet::new(), max: max.max(1), keep }
     }
 
     /// Gives who had to make room before its time.
     pub(super) fn insert(&mut self, at: BootNs, group: Group, key: K, value: V) -> Option<Group> {
-        self.map.insert(key.clone(), (at, value));
-        self.change(group, |order| order.push_back((at, key)));
-        let keep = self.keep;
-        let too_old = |order: &VecDeque<(BootNs, K)>| order.front().is_some_and(|(t, _)| t.saturating_add(keep) < at);
-        while self.order.get(&group).is_some_and(too_old) {
+        if let Some(old) = self.map.insert(key.clone(), Entry { group, value: (at, value) }) {
+            self.change(old.group, |order| order.remove(&(old.value.0, key.clone())));
+        }
+        self.change(group, |order| order.insert((at, key)));
+        while let Some((t, group)) = self.oldest.first().copied()
+            && t.saturating_add(self.keep) < at
+        {
             self.drop_oldest(group);
         }
-        if self.len <= self.max {
+        if self.map.len() <= self.max {
             return None;
         }
         let (_, largest) = *self.sizes.last()?;
-        let early = !self.order.get(&largest).is_some_and(too_old);
         self.drop_oldest(largest);
-        early.then_some(largest)
+        Some(largest)
     }
 
     fn drop_oldest(&mut self, group: Group) {
-        let mut oldest = None;
-        self.change(group, |order| oldest = order.pop_front());
-        // A newer entry of the same key stays.
-        if let Some((t, key)) = oldest
-            && self.map.get(&key).is_some_and(|(at, _)| *at == t)
-        {
-            self.map.remove(&key);
-        }
+        let oldest = self.change(group, BTreeSet::pop_first);
+        oldest.and_then(|(_, key)| self.map.remove(&key));
     }
 
-    fn change(&mut self, group: Group, f: impl FnOnce(&mut VecDeque<(BootNs, K)>)) {
+    fn change<T>(&mut self, group: Group, f: impl FnOnce(&mut BTreeSet<(BootNs, K)>) -> T) -> T {
         let order = self.order.entry(group).or_default();
-        let before = order.len();
-        f(order);
-        let now = order.len();
-        self.sizes.remove(&(before, group));
-        if now == 0 {
-            self.order.remove(&group);
-        } else {
-            self.sizes.insert((now, group));
+        if let Some((t, _)) = order.first() {
+            self.sizes.remove(&(order.len(), group));
+            self.oldest.remove(&(*t, group));
         }
-        self.len = self.len + now - before;
+        let given = f(order);
+        if let Some((t, _)) = order.first() {
+            self.sizes.insert((order.len(), group));
+            self.oldest.insert((*t, group));
+        } else {
+            self.order.remove(&group);
+        }
+        given
     }
 
     pub(super) fn get(&self, key: &K) -> Option<&(BootNs, V)> {
-        self.map.get(key)
+        self.map.get(key).map(|entry| &entry.value)
     }
 }
 
@@ -79,6 +84,12 @@ mod tests {
     const NOISY: Group = (7, 0);
     const QUIET: Group = (8, 0);
 
+    fn consistent<K: Ord + Clone, V>(recent: &Recent<K, V>) {
+        let ordered: usize = recent.order.values().map(BTreeSet::len).sum();
+        let groups = recent.order.len();
+        assert_eq!((ordered, recent.sizes.len(), recent.oldest.len()), (recent.map.len(), groups, groups));
+    }
+
     #[test]
     fn the_loudest_pays_and_time_goes_on() {
         let mut recent = Recent::new(100, 1_000);
@@ -87,17 +98,34 @@ mod tests {
         assert_eq!((paid.len(), paid.iter().all(|g| *g == NOISY)), (401, true));
         assert_eq!(recent.get(&0), Some(&(1, "quiet")));
         assert_eq!((recent.get(&401), recent.get(&402)), (None, Some(&(402, "noise"))));
-        assert_eq!((recent.len, recent.map.len()), (100, 100));
-        assert_eq!(recent.insert(2_000, NOISY, 9_999, "later"), None, "what is old went with it");
-        assert_eq!((recent.len, recent.map.len()), (2, 2));
+        assert_eq!(recent.map.len(), 100);
+        consistent(&recent);
+        assert_eq!(recent.insert(2_000, NOISY, 9_999, "later"), None, "what is old went, of the others as well");
+        assert_eq!((recent.map.len(), recent.get(&0)), (1, None));
         assert_eq!(recent.insert(2_000, QUIET, 0, "again"), None);
-        assert_eq!((recent.get(&0), recent.order.len(), recent.sizes.len()), (Some(&(2_000, "again")), 2, 2));
+        assert_eq!(recent.get(&0), Some(&(2_000, "again")));
+        consistent(&recent);
     }
 
     #[test]
-    fn one_key_again_and_again_takes_no_more_than_others() {
+    fn one_key_again_and_again_is_one_entry() {
         let mut recent = Recent::new(10, 1_000);
-        assert_eq!((0..50).filter_map(|at| recent.insert(at, NOISY, 1, at)).count(), 40);
-        assert_eq!((recent.get(&1), recent.len, recent.map.len()), (Some(&(49, 49)), 10, 1));
+        assert_eq!((0..50).filter_map(|at| recent.insert(at, NOISY, 1, at)).count(), 0, "nothing was forgotten");
+        assert_eq!(recent.get(&1), Some(&(49, 49)));
+        assert_eq!(recent.insert(50, QUIET, 1, 50), None, "of another container now");
+        assert_eq!((recent.map.len(), recent.order.len()), (1, 1));
+        consistent(&recent);
+    }
+
+    /// Containers come and go for weeks: what is left of them must not take the place of those that run.
+    #[test]
+    fn containers_that_are_gone_leave_nothing() {
+        let mut recent = Recent::new(100, 1_000);
+        for n in 0..10_000u64 {
+            assert_eq!(recent.insert(n * 20, (n + 100, 0), n, "gone"), None);
+            assert_eq!(recent.insert(n * 20, QUIET, 1_000_000 + n % 7, "there"), None);
+        }
+        assert!(recent.map.len() <= 60, "{}", recent.map.len());
+        consistent(&recent);
     }
 }

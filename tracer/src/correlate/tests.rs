@@ -2,6 +2,7 @@
 
 mod connect;
 mod fpm_child;
+mod history;
 mod kept;
 mod kube;
 mod layers;
