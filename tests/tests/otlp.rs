@@ -9,6 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use why502::model::incident::Cause;
 use why502_tests::agent::{Agent, kept};
 use why502_tests::guard::{self, Dir, wait};
 use why502_tests::load::LoadConf;
@@ -25,27 +26,24 @@ fn lose() -> Result<Site> {
     Ok(scene.end()?.site)
 }
 
-/// Ids of the records about a site, in the agent's order.
-fn ids(agent: &Agent, site: &Site) -> Result<Vec<String>> {
-    let page: Value = serde_json::from_str(&agent.get("/records?limit=1000")?)?;
-    let uids = site.pod_uids();
-    let ours = |record: &&Value| uids.iter().any(|uid| record["pod"]["uid"] == uid.as_str());
-    let records = page["items"].as_array().context("no items")?.iter().filter(ours);
-    records.map(|record| Ok(record["id"].as_str().context("no id")?.to_owned())).collect()
-}
-
-/// The incidents that were cut, and the stop after them: what comes later is of the load's other attempts.
+/// Ids of the records about a site, once there are the incidents that were cut and the stop; others may come later.
 fn lost(agent: &Agent) -> Result<(Site, Vec<String>)> {
     let site = lose()?;
-    let stopped = || -> Result<bool> {
-        let page: Value = serde_json::from_str(&agent.get("/stops?limit=1000")?)?;
+    let ours = || -> Result<Vec<Value>> {
+        let page: Value = serde_json::from_str(&agent.get("/records?limit=1000")?)?;
         let uids = site.pod_uids();
-        let stops = page["items"].as_array().context("no items")?;
-        Ok(stops.iter().any(|stop| uids.iter().any(|uid| stop["pod"]["uid"] == uid.as_str())))
+        let ours = |record: &&Value| uids.iter().any(|uid| record["pod"]["uid"] == uid.as_str());
+        Ok(page["items"].as_array().context("no items")?.iter().filter(ours).cloned().collect())
     };
-    wait("the stop", LIMIT, || stopped().unwrap_or(false))?;
-    let ids = ids(agent, &site)?;
-    ensure!(ids.len() > 3, "{ids:?}");
+    let mut found = Vec::new();
+    let complete = || {
+        found = ours().unwrap_or_default();
+        let cut = found.iter().filter(|record| record["cause"] == Cause::NginxFastShutdown.id()).count();
+        cut >= 3 && found.iter().any(|record| record["type"] == "stop")
+    };
+    wait("three incidents and the stop", LIMIT, complete)?;
+    let id = |record: &Value| record["id"].as_str().map(str::to_owned).context("no id");
+    let ids = found.iter().map(id).collect::<Result<_>>()?;
     Ok((site, ids))
 }
 

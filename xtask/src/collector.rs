@@ -35,6 +35,9 @@ pub(crate) fn command() -> Result<Command> {
     cmd.args([
         "install",
         "--quiet",
+        // Without a network it is skipped, and soon.
+        "--timeout=20",
+        "--retries=1",
         "--disable-pip-version-check",
         "--no-cache-dir",
         "--no-compile",
