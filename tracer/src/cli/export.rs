@@ -32,6 +32,12 @@ pub(super) struct ExportArgs {
     otlp: Option<Option<Endpoint>>,
 }
 
+/// What was asked for, and can be had as far as is known before anything is started.
+pub(super) struct Wanted {
+    events: Option<EventWriter>,
+    otlp: Option<Settings>,
+}
+
 /// What runs of them.
 #[derive(Default)]
 pub(super) struct Exports {
@@ -43,21 +49,32 @@ pub(super) struct Exports {
 
 impl ExportArgs {
     /// `host` is the node's name where Kubernetes' is not given.
-    pub(super) fn start(&self, kube: &Kube, host: &str, state: &State) -> anyhow::Result<Exports> {
-        let mut exports = Exports::default();
+    pub(super) fn resolve(self, kube: &Kube, host: &str) -> anyhow::Result<Wanted> {
+        let mut wanted = Wanted { events: None, otlp: None };
         if self.events {
             let place = kube.place.clone();
             let place =
                 place.context("--events needs the Kubernetes API: run in a pod with a service account, or --kube")?;
-            let writer = EventWriter::new(place, kube.node.as_deref().unwrap_or(host));
+            wanted.events = Some(EventWriter::new(place, kube.node.as_deref().unwrap_or(host)));
+        }
+        if let Some(given) = self.otlp {
+            let variable = |name: &str| std::env::var_os(name).map(|text| text.to_string_lossy().into_owned());
+            // Headers are no option: their values are secrets, and `ps` shows options.
+            wanted.otlp = Some(Settings::read(given, variable).map_err(anyhow::Error::msg)?);
+        }
+        Ok(wanted)
+    }
+}
+
+impl Wanted {
+    pub(super) fn start(self, state: &State) -> anyhow::Result<Exports> {
+        let mut exports = Exports::default();
+        if let Some(writer) = self.events {
             let outbox = Outbox::start("events", writer, EVENTS).context("cannot start the thread of --events")?;
             state.tally().export("kubernetes-events", outbox.gauge());
             exports.events = Some((Events::default(), outbox));
         }
-        if let Some(given) = &self.otlp {
-            let variable = |name: &str| std::env::var_os(name).map(|text| text.to_string_lossy().into_owned());
-            // Headers are no option: their values are secrets, and `ps` shows options.
-            let settings = Settings::read(given.clone(), variable).map_err(anyhow::Error::msg)?;
+        if let Some(settings) = self.otlp {
             say(format_args!("{OTLP_NAME} go to {}", settings.endpoint()));
             let receiver = Receiver::new(settings);
             let outbox = Outbox::start("otlp", receiver, RECORDS).context("cannot start the thread of --otlp")?;

@@ -86,15 +86,16 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let specs = args.specs.read()?;
     let runtimes = args.runtime.wish()?;
     let kube = args.kube.resolve()?;
+    let Host { boot_id, node: host, .. } = Host::read(Path::new("/"));
+    let exports = args.export.resolve(&kube, &host)?;
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {} (--listen takes another address)", args.listen))?;
-    let Host { boot_id, node: host, .. } = Host::read(Path::new("/"));
     let limits = Limits { max_bytes: args.store_size, max_age_s: args.store_age.as_secs() };
     let store = Store::start(&args.store, limits, sink::WAITING, move || Now::read(&boot_id))?;
     let state = Arc::new(State::new(store.view()));
     let server = Server::start(listener, Arc::clone(&state), Bounds::default()).context("cannot start HTTP")?;
     say(format_args!("http://{} and {}", server.address, args.store.display()));
-    let exports = args.export.start(&kube, &host, &state)?;
+    let exports = exports.start(&state)?;
     let mut agent = Agent {
         judge: Judge::new(),
         state,

@@ -111,6 +111,7 @@ fn bad_usage_and_nothing_there() {
         &["serve", "--listen", "everywhere"],
         &["serve", "--store-size", "1"],
         &["serve", "--store-age", "1s"],
+        &["serve", "--otlp", "https://collector"],
     ] {
         let ended = run(args);
         assert_eq!(ended.status.code(), Some(2), "{args:?}");
@@ -119,6 +120,10 @@ fn bad_usage_and_nothing_there() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("nothing");
+    // What a variable says wrong is told before anything is made.
+    let mut serve = why502(&["serve", "--otlp", "--store", nowhere.to_str().unwrap(), "--listen", "127.0.0.1:0"]);
+    let ended = serve.env("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector").output().unwrap();
+    assert!(ended.status.code() == Some(1) && !nowhere.exists(), "{ended:?}");
     for args in [["--url", &format!("http://{free}")], ["--store", nowhere.to_str().unwrap()]] {
         let ended = run(&[&["incidents"], &args[..]].concat());
         assert_eq!(ended.status.code(), Some(1), "{args:?}");
