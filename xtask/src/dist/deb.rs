@@ -1,7 +1,7 @@
 //! The Debian package, by dpkg-deb: it is on every Debian and Ubuntu, and in the repositories of the others.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -46,6 +46,10 @@ pub(super) fn build(root: &Path, work: &Path, dist: &Path) -> Result<()> {
         // Debian wants them so; -n: no time in it.
         sh::run(Command::new("gzip").arg("-n9").arg(file))?;
     }
+    for name in files::PLUGINS {
+        let page = tree.join(files::MANUAL).join(format!("{name}.1.gz"));
+        symlink("why502-kubectl.1.gz", &page).with_context(|| page.display().to_string())?;
+    }
     let size = sh::capture(Command::new("du").args(["-sk", "--apparent-size"]).arg(&tree))?;
     let size = size.split_whitespace().next().unwrap_or("0").to_owned();
     // Of the files that are no configuration, as `debsums` reads it.
@@ -59,10 +63,8 @@ pub(super) fn build(root: &Path, work: &Path, dist: &Path) -> Result<()> {
         files::put(&from.join(name), &control.join(name), mode)?;
     }
     fs::write(control.join("control"), filled("control", &size)?)?;
-    for file in ["control", "md5sums"] {
-        // Whatever the umask is.
-        fs::set_permissions(control.join(file), fs::Permissions::from_mode(0o644))?;
-    }
+    // Whatever the umask is.
+    sh::run(Command::new("chmod").args(["-R", "u=rwX,go=rX"]).arg(&tree))?;
     let mut cmd = Command::new("dpkg-deb");
     cmd.args(["--root-owner-group", "-Zxz", "--build"]).arg(&tree).arg(path(dist));
     cmd.env("SOURCE_DATE_EPOCH", epoch().to_string());

@@ -16,9 +16,17 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("zsh", "usr/share/zsh/vendor-completions/_why502"),
     ("fish", "usr/share/fish/vendor_completions.d/why502.fish"),
 ];
+/// The names by which kubectl finds it, and what completes its words.
+pub(super) const PLUGINS: [&str; 2] = ["kubectl-why502", "kubectl_complete-why502"];
 pub(super) const MANUAL: &str = "usr/share/man/man1";
 const UNIT: &str = "usr/lib/systemd/system/why502.service";
 pub(super) const DOCUMENTS: &str = "usr/share/doc/why502";
+/// For Prometheus, Grafana and runtimes of containers.
+const EXAMPLES: [(&str, &str); 3] = [
+    ("helm/why502/files/alerts.yaml", "alerts.yaml"),
+    ("helm/why502/files/dashboard.json", "dashboard.json"),
+    ("seccomp/why502.json", "seccomp.json"),
+];
 /// The licences of what is linked.
 pub(super) const NOTICES: &str = "third-party.txt";
 
@@ -26,8 +34,7 @@ pub(super) const NOTICES: &str = "third-party.txt";
 pub(super) fn lay_out(program: &Path, notices: &str, root: &Path) -> Result<()> {
     let packaging = sh::root().join("packaging");
     put(program, &root.join("usr/bin/why502"), 0o755)?;
-    // The names by which kubectl finds it, and what completes its words.
-    for name in ["kubectl-why502", "kubectl_complete-why502"] {
+    for name in PLUGINS {
         let plugin = root.join("usr/bin").join(name);
         symlink("why502", &plugin).with_context(|| plugin.display().to_string())?;
     }
@@ -55,6 +62,12 @@ pub(super) fn lay_out(program: &Path, notices: &str, root: &Path) -> Result<()> 
         if page.extension().is_some_and(|ext| ext == "md") {
             put(&page, &root.join(DOCUMENTS).join(page.file_name().context("a name")?), 0o644)?;
         }
+    }
+    for schema in fs::read_dir(docs.join("schema"))?.flatten() {
+        put(&schema.path(), &root.join(DOCUMENTS).join("schema").join(schema.file_name()), 0o644)?;
+    }
+    for (example, name) in EXAMPLES {
+        put(&packaging.join(example), &root.join(DOCUMENTS).join("examples").join(name), 0o644)?;
     }
     put(&sh::root().join("README.md"), &root.join(DOCUMENTS).join("README.md"), 0o644)
 }

@@ -112,7 +112,7 @@ fn empty(dist: &Path) -> Result<()> {
 /// A .tar.gz of a folder in `parent` that is the same whenever and by whomever it is made.
 pub(crate) fn archive(parent: &Path, name: &str, to: &Path) -> Result<()> {
     let mut cmd = Command::new("tar");
-    cmd.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu", "--mode=go-w"]);
+    cmd.args(["--sort=name", "--owner=0", "--group=0", "--numeric-owner", "--format=gnu", "--mode=u=rwX,go=rX"]);
     cmd.arg(format!("--mtime=@{}", epoch())).args(["-I", "gzip -n9", "-C"]).arg(parent).arg("-cf").arg(to).arg(name);
     sh::run(&mut cmd)
 }

@@ -95,6 +95,8 @@ else
     skipped "completion in fish" fish
 fi
 
+must "kubectl finds its plugin" sh -c 'kubectl-why502 --help | grep -q "kubectl why502"'
+
 # --- upgrade: the administrator's options stay, the agent is the new one
 echo 'OPTIONS="--store-size 64M"' >/etc/default/why502
 dpkg-deb -R "$deb" /tmp/newer
