@@ -11,6 +11,7 @@ mod said;
 mod sidecar;
 mod stops;
 mod unix;
+mod weeks;
 mod who;
 
 use super::answer::tests::{state, task};

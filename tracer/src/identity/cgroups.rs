@@ -115,7 +115,7 @@ impl Cgroups {
             Some((found, _)) if self.containers.get(&found.id).is_some_and(|c| c.cgroups.len() >= OWN_MAX) => {
                 self.make_room_of(&found.id)
             }
-            _ => self.entries.len() < self.max || self.make_room(),
+            _ => self.entries.len() < self.max || self.make_room(fact.at),
         };
         if !room && !self.entries.contains_key(&key) {
             self.evicted += 1;
@@ -197,9 +197,11 @@ impl Cgroups {
     }
 
     /// Without room the longest unused one goes; when all are in use, none.
-    fn make_room(&mut self) -> bool {
-        let Some((_, key)) = self.idle.pop_first() else { return false };
+    fn make_room(&mut self, now: BootNs) -> bool {
+        let Some((last_used, key)) = self.idle.pop_first() else { return false };
         self.drop_idle(key);
+        // Most of these are of containers that are long gone: that is no loss.
+        self.evicted += u64::from(last_used.saturating_add(super::KEEP_NS) >= now);
         true
     }
 
@@ -211,6 +213,7 @@ impl Cgroups {
         let Some(oldest) = idle else { return false };
         self.idle.remove(&oldest);
         self.drop_idle(oldest.1);
+        self.evicted += 1;
         true
     }
 
@@ -224,7 +227,6 @@ impl Cgroups {
                 self.containers.remove(&id);
             }
         }
-        self.evicted += 1;
     }
 
     pub fn state(&self, hierarchy: Hierarchy, id: u64) -> CgroupState<'_> {
