@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::chart;
 
 /// Values that differ from the chart's own, and what is rendered then and not otherwise. Each value has a row.
-pub(super) const SHOWN: [(&[&str], &str); 51] = [
+pub(super) const SHOWN: [(&[&str], &str); 52] = [
     (&["image.repository=example.org/why502"], r#"image: "example.org/why502:"#),
     (&["image.tag=edge"], r#"image: "why502:edge""#),
     (&["image.pullPolicy=Always"], "imagePullPolicy: Always"),
@@ -16,6 +16,7 @@ pub(super) const SHOWN: [(&[&str], &str); 51] = [
     (&["nameOverride=lost"], "name: why502-lost"),
     (&["fullnameOverride=lost"], "name: lost\n"),
     (&["port=8080"], "--listen=0.0.0.0:8080"),
+    (&["address=\"[::]\""], r#""--listen=[::]:9502""#),
     (&["networkPolicy.enabled=true"], "ingress: []"),
     (&["networkPolicy.enabled=true", "networkPolicy.from=[{namespaceSelector: {}}]"], "- namespaceSelector: {}"),
     (&["store.kind=emptyDir"], "emptyDir: {}"),
@@ -236,7 +237,8 @@ mod tests {
             "networkPolicy.from=[x]",
             "kubernetes.events=yes please",
         ];
-        for set in single.into_iter().chain(more).chain(kinds) {
+        let addresses = ["address=::", "address=localhost", "address=\"0.0.0.0:1\""];
+        for set in single.into_iter().chain(addresses).chain(more).chain(kinds) {
             assert!(!allowed(&with(&[set])), "{set} was taken");
         }
     }
