@@ -89,9 +89,9 @@ impl Summary {
             ));
         }
         lines.push(if self.lost.is_empty() {
-            "nothing lost".to_string()
+            "no records lost".to_string()
         } else {
-            format!("lost: {}", list(&self.lost))
+            format!("records lost: {}", list(&self.lost))
         });
         lines
     }
@@ -122,7 +122,7 @@ mod tests {
     fn counts_and_says_losses() {
         let mut summary = Summary::default();
         summary.input(&Input::Tick { at: 5 });
-        assert_eq!(summary.lines(true), ["0.000 s observed, 0 events", "0 incidents, 0 stops", "nothing lost"]);
+        assert_eq!(summary.lines(true), ["0.000 s observed, 0 events", "0 incidents, 0 stops", "no records lost"]);
         for count in [3, 4] {
             let fact = LossFact { from: 0, to: 9, hook: "tcp_send_reset".into(), kind: LossKind::RingFull, count };
             summary.input(&Input::Loss(fact));
@@ -132,7 +132,7 @@ mod tests {
             summary.lines(false),
             [
                 "0.000 s observed, 0 events; 7 connections answered (counted in the kernel)",
-                "lost: tcp_send_reset/ring-full 7"
+                "records lost: tcp_send_reset/ring-full 7"
             ]
         );
     }

@@ -83,7 +83,7 @@ fn the_same_as_text() {
     assert!(!text.contains('\x1b'), "no colours in a pipe");
     let stderr = str::from_utf8(&output.stderr).unwrap();
     assert!(stderr.contains("4 incidents, 1 stop: endpoint-race 1, nginx-fast-shutdown 3"), "{stderr}");
-    assert!(stderr.contains("nothing lost"), "{stderr}");
+    assert!(stderr.contains("no records lost"), "{stderr}");
 }
 
 #[test]

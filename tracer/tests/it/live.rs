@@ -86,7 +86,7 @@ fn watch_ends_with_a_summary() {
             "{after}"
         );
         assert!(lines[1].contains(" incident") && lines[1].contains(" stop"), "{after}");
-        assert!(lines[2] == "why502: nothing lost" || lines[2].starts_with("why502: lost: "), "{after}");
+        assert!(lines[2] == "why502: no records lost" || lines[2].starts_with("why502: records lost: "), "{after}");
     }
 }
 
