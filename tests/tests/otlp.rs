@@ -77,7 +77,8 @@ fn what_a_pod_lost_reaches_a_receiver_that_was_away() -> Result<()> {
     wait("a failure", LIMIT, || figure(&agent, "failures_total").is_ok_and(|n| n > 0.0))?;
     ensure!(figure(&agent, "ok")? == 0.0 && figure(&agent, "sent_total")? == 0.0);
     ensure!(figure(&agent, "waiting")? >= before.len() as f64);
-    wait("a line on stderr", LIMIT, || agent.tracer.says("OTLP log records cannot be delivered: http://127.0.0.1"))?;
+    let failing = format!("OTLP log records cannot be delivered: http://{address}/v1/logs cannot be reached");
+    wait("a line on stderr", LIMIT, || agent.tracer.says(&failing))?;
     // It comes: they are late, and each there once.
     let mut receiver = Collector::start(&rotel, &address);
     receiver.until(&before.iter().map(record).collect::<Vec<_>>());

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// Events that wait for the API server: an hour of what the rates let through.
 const EVENTS: usize = 512;
-/// Records that wait for the OTLP receiver: some 16 MiB, twice that at most.
+/// Records that wait for the OTLP receiver: some 12 MiB, and 24 MiB when every chain is as long as it may be.
 const RECORDS: usize = 2_048;
 
 /// What they are called on stderr.

@@ -23,9 +23,9 @@ pub(crate) fn skipped(name: &str) {
     let _ = writeln!(std::io::stderr(), "skipped: {name}: {why}");
 }
 
-/// Where nobody listens.
+/// Where nobody listens, and where no other test takes the port before the collector does.
 pub(crate) fn free_address() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+    TcpListener::bind("127.43.18.1:0").unwrap().local_addr().unwrap().to_string()
 }
 
 /// Killed with -9 on drop.

@@ -16,10 +16,12 @@ use cluster::{AgentPod, Cluster, SELECTOR};
 use forward::Forward;
 use serde::Deserialize;
 use std::collections::BTreeSet;
+use std::io::IsTerminal;
 use std::process::ExitCode;
 use std::str::FromStr;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +32,8 @@ Exit codes: 0 all agents that matter answered, 1 some did not (what the others h
 
 /// Agents asked at once: each is a tunnel through the API server.
 const AT_ONCE: usize = 8;
+/// After so long without an answer a person at a terminal is told that it goes on.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// Print what a pod or workload lost, from the agents of its cluster (kubectl why502)
 #[derive(Debug, clap::Args)]
@@ -219,18 +223,30 @@ fn place(cluster: &Cluster, target: Target, namespace: Option<&str>) -> anyhow::
 type Answer = (AgentPod, anyhow::Result<Vec<Page>>);
 
 fn ask(cluster: &Cluster, agents: &[AgentPod], queries: &[Query]) -> Vec<Answer> {
-    let (next, answers) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let (next, (told, answers)) = (AtomicUsize::new(0), mpsc::channel());
     std::thread::scope(|scope| {
         for _ in 0..AT_ONCE.min(agents.len()) {
-            scope.spawn(|| {
+            let (next, told) = (&next, told.clone());
+            scope.spawn(move || {
                 while let Some(agent) = agents.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let answer = ask_one(cluster, agent, queries);
-                    answers.lock().unwrap_or_else(|e| e.into_inner()).push((agent.clone(), answer));
+                    // Heard to the end.
+                    let _ = told.send((agent.clone(), ask_one(cluster, agent, queries)));
                 }
             });
         }
-    });
-    answers.into_inner().unwrap_or_else(|e| e.into_inner())
+        drop(told);
+        let mut all = Vec::new();
+        loop {
+            match answers.recv_timeout(SILENCE) {
+                Ok(answer) => all.push(answer),
+                Err(RecvTimeoutError::Disconnected) => return all,
+                Err(RecvTimeoutError::Timeout) if std::io::stderr().is_terminal() => {
+                    say(format_args!("{} of {} agents have answered until now", all.len(), agents.len()));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    })
 }
 
 fn ask_one(cluster: &Cluster, agent: &AgentPod, queries: &[Query]) -> anyhow::Result<Vec<Page>> {
