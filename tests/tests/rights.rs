@@ -243,7 +243,9 @@ fn on(engine: &dyn Engine) -> Result<()> {
 /// What is lost with each right that is taken away, and what another one gives.
 fn table(engine: &dyn Engine, name: &str, agent: &Agent) -> Result<()> {
     println!("| {name}, {} | what comes of it |\n|---|---|", engine.label());
-    row(engine, "all of the chart's", agent)?;
+    let whole = play(engine, agent)?;
+    print_row("all of the chart's", &whole);
+    ensure!(whole.is_whole(), "{name}: the chart's rights: {whole:#?}");
     for right in &agent.add {
         let mut less = agent.clone();
         less.add.retain(|r| r != right);
@@ -253,7 +255,9 @@ fn table(engine: &dyn Engine, name: &str, agent: &Agent) -> Result<()> {
     let mut less = agent.clone();
     less.shown.retain(|s| s.to != "/sys/fs/cgroup");
     row(engine, "without the node's cgroups", &less)?;
-    print_row("without a directory for the store", &play_with(engine, agent, Store::None)?);
+    let nowhere = play_with(engine, agent, Store::None)?;
+    print_row("without a directory for the store", &nowhere);
+    ensure!(nowhere.refused.is_some(), "an agent that can keep nothing says so: {nowhere:#?}");
     print_row("with a directory of root's for the store", &play_with(engine, agent, Store::OfRoot)?);
     row(engine, "with the other of no_new_privs", &Agent { no_new_privs: !agent.no_new_privs, ..agent.clone() })?;
     if agent.seccomp == Seccomp::RuntimeDefault {
