@@ -2,41 +2,33 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
+use super::docker::Docker;
 use super::{VERSION, epoch, files};
 use crate::sh;
 
 /// Where root is not allowed, the rights are the file's: the kernel gives them to whoever runs it.
 const FILE_CAPABILITIES: &str = "cap_bpf,cap_perfmon,cap_sys_ptrace,cap_dac_read_search+ep";
 
-/// Fails with what to do where docker does not answer.
-pub(super) fn reachable() -> Result<()> {
-    if sh::find("docker").is_none() {
-        bail!("docker is missing, which builds the images: apt-get install docker.io, or --no-image to go without");
-    }
-    let said = sh::capture(Command::new("docker").args(["version", "-f", "{{.Server.Version}}"]));
-    said.context("docker's daemon does not answer: start it, name it in DOCKER_HOST, or --no-image to go without")?;
-    Ok(())
-}
-
-/// `why502:VERSION`, which runs as root, and `why502:VERSION-nonroot`, whose program has file capabilities.
-pub(super) fn build(program: &Path, notices: &str, work: &Path, dist: &Path) -> Result<()> {
+/// `why502:VERSION`, which runs as root, and `why502:VERSION-nonroot`, whose program has file capabilities. Gives the
+/// archive that holds both.
+pub(super) fn build(docker: &Docker, program: &Path, notices: &str, work: &Path, dist: &Path) -> Result<PathBuf> {
     let plain = format!("why502:{VERSION}");
     let capable = format!("why502:{VERSION}-nonroot");
-    one(program, notices, work, &plain, false)?;
-    one(program, notices, work, &capable, true)?;
+    one(docker, program, notices, work, &plain, false)?;
+    one(docker, program, notices, work, &capable, true)?;
     let to = dist.join(format!("why502-{VERSION}-image.tar"));
     // No registry: `docker load` and `ctr images import` take it.
-    sh::run(Command::new("docker").arg("save").arg("-o").arg(&to).args([&plain, &capable]))?;
+    sh::run(docker.command().arg("save").arg("-o").arg(&to).args([&plain, &capable]))?;
     fs::set_permissions(&to, fs::Permissions::from_mode(0o644))?;
-    Ok(())
+    Ok(to)
 }
 
-fn one(program: &Path, notices: &str, work: &Path, tag: &str, capable: bool) -> Result<()> {
+fn one(docker: &Docker, program: &Path, notices: &str, work: &Path, tag: &str, capable: bool) -> Result<()> {
     let (context, root) = (work.join("image"), work.join("image-root"));
     for dir in [&context, &root] {
         // Of the other image.
@@ -60,13 +52,13 @@ fn one(program: &Path, notices: &str, work: &Path, tag: &str, capable: bool) -> 
         tar.args(["--format=pax", "--xattrs", "--xattrs-include=security.capability"]);
     }
     sh::run(tar.arg("-C").arg(&root).arg("-cf").arg(context.join("root.tar")).args(["why502", "licenses"]))?;
-    let mut docker = Command::new("docker");
-    docker.args(["build", "-q", "-t", tag, "--build-arg", &format!("VERSION={VERSION}")]);
-    docker.args(["--build-arg", if capable { "USER=65532:65532" } else { "USER=0:0" }]);
-    docker.arg("-f").arg(sh::root().join("packaging/Dockerfile")).arg(&context);
+    let mut build = docker.command();
+    build.args(["build", "-q", "-t", tag, "--build-arg", &format!("VERSION={VERSION}")]);
+    build.args(["--build-arg", if capable { "USER=65532:65532" } else { "USER=0:0" }]);
+    build.arg("-f").arg(sh::root().join("packaging/Dockerfile")).arg(&context);
     // The builder that every docker has.
-    docker.env("DOCKER_BUILDKIT", "0");
-    let id = sh::capture(&mut docker)?;
+    build.env("DOCKER_BUILDKIT", "0");
+    let id = sh::capture(&mut build)?;
     println!("image       {tag} {}", id.trim());
     Ok(())
 }

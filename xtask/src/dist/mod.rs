@@ -5,7 +5,7 @@
 //! deps    what is linked into it: licences, bill of materials
 //! files   what goes beside it: manual pages, completions, the systemd unit, licences
 //! deb     a Debian package of these
-//! image   container images from scratch, by docker
+//! image   container images from scratch, by docker; docker: the daemon that builds them
 //! check   the Debian package, installed, upgraded, removed and purged under a systemd of its own
 //! ```
 
@@ -13,6 +13,7 @@ mod binary;
 mod check;
 mod deb;
 mod deps;
+mod docker;
 mod files;
 mod image;
 
@@ -23,6 +24,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
+use self::docker::Docker;
 use crate::setup::{self, For};
 use crate::{chart, sh};
 
@@ -55,9 +57,7 @@ const SUMS: &str = "SHA256SUMS";
 pub(crate) fn run(args: &Args) -> Result<()> {
     let start = Instant::now();
     // Said before minutes are spent on the build.
-    if !args.no_image {
-        image::reachable()?;
-    }
+    let docker = if args.no_image { None } else { Some(Docker::reachable()?) };
     if args.check {
         check::possible()?;
     }
@@ -85,8 +85,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     chart::package(&dist)?;
     fs::copy(chart::manifests(), dist.join(format!("why502-{VERSION}.yaml")))?;
     fs::write(dist.join(format!("why502-{VERSION}.cdx.json")), deps::bill(&crates, VERSION, epoch())?)?;
-    if !args.no_image {
-        image::build(&program, &notices, work.path(), &dist)?;
+    if let Some(docker) = &docker {
+        image::build(docker, &program, &notices, work.path(), &dist)?;
     }
     print!("{}", sums(&dist)?);
     println!("dist        {} ({:.0?})", dist.display(), start.elapsed());
@@ -107,6 +107,16 @@ fn empty(dist: &Path) -> Result<()> {
         bail!("{} is not of `cargo xtask dist`: --to names a folder of its own", other.display());
     }
     files.iter().try_for_each(fs::remove_file).with_context(|| format!("emptying {}", dist.display()))
+}
+
+/// The images alone, of a static program that is built for them: their archive.
+pub(crate) fn images() -> Result<PathBuf> {
+    let docker = Docker::reachable()?;
+    let program = binary::build()?;
+    let work = tempfile::tempdir().context("making a temporary folder")?;
+    let to = sh::target_dir().join("images");
+    fs::create_dir_all(&to).with_context(|| to.display().to_string())?;
+    image::build(&docker, &program, &deps::notices(&deps::linked()?)?, work.path(), &to)
 }
 
 /// A .tar.gz of a folder in `parent` that is the same whenever and by whomever it is made.
