@@ -70,6 +70,11 @@ pub fn pod_ends(signal: &Signal, view: &View) -> bool {
     why(signal, view).is_some_and(|why| why.trigger != Trigger::LivenessFailed)
 }
 
+/// One container ends and not the pod, by what the API said.
+pub fn container_ends(signal: &Signal, view: &View) -> bool {
+    why(signal, view).is_some_and(|why| why.trigger == Trigger::LivenessFailed)
+}
+
 fn container<'v>(task: &Task, view: &View<'v>) -> Option<&'v ContainerInfo> {
     match view.table.place(task) {
         Place::Container(c) => Some(c),

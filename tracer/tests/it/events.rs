@@ -70,6 +70,24 @@ fn one_for_each_stop_and_cause_on_the_pod_and_its_workload() {
 }
 
 #[test]
+fn the_longest_request_is_told_with_the_values_of_the_whole_stop() {
+    let mut events = Events::default();
+    let of = |age_ms, id: &str, value: &str| {
+        let mut one = incident(Some("s1"), Cause::EndpointRace);
+        (one.age_ms, one.id) = (age_ms, id.into());
+        one.advice[0].change = format!("sleep {value}");
+        one
+    };
+    for (age_ms, id) in [(None, "i-1"), (Some(12), "i-2"), (Some(2412), "i-3"), (Some(7), "i-4")] {
+        lose(&mut events, of(age_ms, id, "5"), S);
+    }
+    let advice = of(None, "", "9").advice;
+    events.output(&Output::Stop(Box::new(Stop { id: "s1".into(), advice, ..samples::stop() })), 2 * S);
+    let told = events.due(2 * S);
+    assert!(told.iter().all(|t| t.note.contains("; incident i-3, ") && t.note.contains("sleep 9")), "{told:#?}");
+}
+
+#[test]
 fn further_stops_count_in_the_workloads_event() {
     let mut events = Events::default();
     let mut written = Vec::new();

@@ -116,6 +116,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kube = args.kube.resolve()?;
     let mut report = look(root, place::look(&args.store, args.listen));
     report.events = args.events;
+    if let Some(name) = &kube.node {
+        report.node.clone_from(name);
+    }
     report.runtimes = runtimes(root, &args.runtime.wish()?)?;
     report.kubernetes = ask(kube, &report.node, args.events)?;
     match super::host::refuse().and_then(|()| try_probes()) {
@@ -295,6 +298,7 @@ fn kubernetes(found: Option<&Examined>, events: bool) -> Vec<String> {
     };
     match (found.node_known, found.pods) {
         (Some(false), _) => lines.push("it knows no node of this name: give it with --node or NODE_NAME".into()),
+        (_, Some(1)) => lines.push("1 pod on this node".into()),
         (_, Some(pods)) => lines.push(format!("{pods} pods on this node")),
         _ => {}
     }

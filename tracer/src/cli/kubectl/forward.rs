@@ -62,9 +62,12 @@ impl Forward {
             Err(RecvTimeoutError::Disconnected) => {
                 let text = complaint.recv_timeout(Duration::from_secs(1)).unwrap_or_default();
                 let what = cluster::complaint(&text);
-                // The right that reading pods does not bring.
-                let right =
-                    if cluster::forbidden(&what) { " (it takes the right to create pods/portforward)" } else { "" };
+                // kubectl gets the pod first; the other right does not come with reading pods.
+                let right = if cluster::forbidden(&what) {
+                    " (it takes the rights to get pods and to create pods/portforward)"
+                } else {
+                    ""
+                };
                 bail!("no tunnel to {pod}: {what}{right}");
             }
         }

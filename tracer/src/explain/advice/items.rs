@@ -63,13 +63,14 @@ pub fn fpm_grace(f: &Facts) -> Advice {
     }
 }
 
-fn grace_after(f: &Facts, sleep: u64, what: &str) -> Advice {
+pub(super) fn grace_after(f: &Facts, sleep: u64, what: &str) -> Advice {
+    let slept = if sleep == 0 { String::new() } else { format!("{sleep} s {what} + ") };
     let (value, sum) = match f.longest() {
         Some(longest) => {
             let sum = sleep + longest.needs() + MARGIN_S;
-            (Some(sum), format!("{sleep} s {what} + {} + {MARGIN_S} s margin = {sum}, or more", longest.term()))
+            (Some(sum), format!("{slept}{} + {MARGIN_S} s margin = {sum}, or more", longest.term()))
         }
-        None => (None, format!("{sleep} s {what} + your longest request + {MARGIN_S} s margin, or more")),
+        None => (None, format!("{slept}your longest request + {MARGIN_S} s margin, or more")),
     };
     let now = f.grace_s.map(|s| format!("It is {s} s now. ")).unwrap_or_default();
     let why = format!("what is still open when the grace period is over is killed. {now}{}", f.requests());
@@ -198,6 +199,17 @@ pub fn native_sidecar() -> Advice {
         "a native sidecar: an initContainer with restartPolicy: Always (Kubernetes 1.29); what is below is for the server behind it",
         &["stopsignal-sigquit", "prestop-sleep", "grace-period"],
         "native sidecars are stopped after the containers that need them: what that server then still takes is what the pod takes",
+    )
+}
+
+pub fn liveness_probe() -> Advice {
+    advice(
+        "liveness-probe",
+        "pod-spec",
+        "livenessProbe or startupProbe of the container that was killed",
+        "one that fails only when a restart is the cure: it does not wait behind requests (nginx: a location that it answers itself; php-fpm: pm.status_path on pm.status_listen, PHP 8.0), and periodSeconds x failureThreshold is longer than any pause that passes by itself",
+        &["edge-retry-idempotent"],
+        "the kubelet stops the container and not the pod: nobody is sent elsewhere before, so what comes until it listens again is lost, whatever preStop hooks wait for",
     )
 }
 

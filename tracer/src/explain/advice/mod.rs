@@ -6,7 +6,7 @@ mod child;
 mod items;
 
 use super::server::{Kind, Server};
-use super::{View, incident, oom, said};
+use super::{View, incident, kube, oom, said};
 use crate::correlate::history::sig;
 use crate::correlate::lost::{Evidence, Lost};
 use crate::correlate::nginx::Came;
@@ -34,6 +34,8 @@ pub struct Facts {
     pub kind: Option<Kind>,
     /// nginx was asked by TERM or INT, its fast shutdown.
     pub fast: bool,
+    /// The kubelet stopped this container and not its pod, because a probe of it failed.
+    pub probe: bool,
     /// Nobody asked the server to stop, but its workers were replaced.
     pub reload: bool,
     /// Ages, in ms, of the requests that were cut.
@@ -118,6 +120,7 @@ impl Facts {
         facts.memory = memory(lost, server, view);
         let asked = server.stop_signals(view, lost.at);
         facts.fast = asked.iter().any(|s| matches!(s.what.signal, sig::TERM | sig::INT));
+        facts.probe = asked.iter().any(|s| kube::container_ends(s, view));
         facts.reload = asked.is_empty() && server.told_to_end(view, lost.at);
         if let Some(told) = server.told_to_drain(view, lost.at) {
             facts.timeout_s = (lost.at - told.at + 500_000_000) / 1_000_000_000;
@@ -236,6 +239,29 @@ impl Longest {
 
 /// The set for a cause.
 pub fn of(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
+    let set = of_a_pod(cause, sub_cause, f);
+    if f.probe && !set.is_empty() { of_a_container(set, f) } else { set }
+}
+
+/// The set where a container is stopped alone: whatever gives others the time to go elsewhere is in vain.
+fn of_a_container(mut set: Vec<Advice>, f: &Facts) -> Vec<Advice> {
+    const IN_VAIN: [&str; 4] = ["prestop-sleep", "nginx-stops-first", "replace-not-restart", "edge-retry-idempotent"];
+    set.retain(|a| !IN_VAIN.contains(&&*a.id));
+    for advice in set.iter_mut().filter(|a| a.id == "grace-period") {
+        *advice = item::grace_after(f, f.pre_stop_s, "preStop");
+    }
+    if set.iter().all(|a| a.id == "grace-period") {
+        // It was for the sleeps.
+        set.clear();
+    }
+    set.insert(0, item::liveness_probe());
+    set.push(item::edge_retry_elsewhere());
+    let ids: Vec<String> = set.iter().map(|a| a.id.clone()).collect();
+    set.iter_mut().for_each(|a| a.needs.retain(|needed| ids.contains(needed)));
+    set
+}
+
+fn of_a_pod(cause: Cause, sub_cause: Option<&str>, f: &Facts) -> Vec<Advice> {
     let fpm = f.kind == Some(Kind::PhpFpm);
     match cause {
         Cause::NginxFastShutdown | Cause::QuitThenTerm => graceful_nginx(f),

@@ -19,10 +19,11 @@ fn shapes() -> Vec<Facts> {
     let mut all = Vec::new();
     for kind in [None, Some(Kind::Nginx), Some(Kind::PhpFpm), Some(Kind::Unknown)] {
         for (fast, reload) in [(false, false), (true, false), (false, true)] {
-            for (cut, answered) in [(0, 0), (3, 0), (0, 2), (3, 2)] {
+            for (cut, answered, probe) in [(0, 0, false), (3, 0, true), (0, 2, true), (3, 2, false)] {
                 all.push(Facts {
                     kind,
                     fast,
+                    probe,
                     reload,
                     cut: range(&[400, 3100, 900][..cut]),
                     answered,
@@ -88,14 +89,31 @@ fn whatever_is_needed_is_in_the_set() {
 
 #[test]
 fn a_graceful_stop_is_never_advised_without_a_sleep() {
-    for facts in shapes() {
+    for facts in shapes().iter().filter(|f| !f.probe) {
         for cause in Cause::ALL {
-            let set = of(*cause, None, &facts);
+            let set = of(*cause, None, facts);
             if set.iter().any(|a| a.id == "stopsignal-sigquit") {
                 assert!(value(&set, "prestop-sleep") >= Some(LEAST_PRESTOP_S), "{cause}");
             }
         }
     }
+}
+
+#[test]
+fn a_container_that_is_stopped_for_its_probe_is_not_told_to_wait() {
+    for facts in shapes().iter().filter(|f| f.probe) {
+        for cause in Cause::ALL.iter().filter(|c| !c.not_the_server() && **c != Cause::Unexplained) {
+            let set = of(*cause, None, facts);
+            let has = |id: &str| set.iter().any(|a| a.id == id);
+            assert!(set[0].id == "liveness-probe" && has("edge-retry-idempotent"), "{cause}: {set:?}");
+            assert!(!has("prestop-sleep") && !has("nginx-stops-first"), "{cause}: {set:?}");
+        }
+    }
+    let f = Facts { probe: true, kind: Some(Kind::PhpFpm), cut: range(&[1500]), grace_s: Some(2), ..Facts::default() };
+    let set = of(Cause::FpmControlTimeoutZero, None, &f);
+    assert_eq!((value(&set, "fpm-process-control-timeout"), value(&set, "grace-period")), (Some(9), Some(9)));
+    assert!(change(&set, "grace-period").starts_with("2 x 2 s longest request"), "{set:?}");
+    assert_eq!(of(Cause::FpmNotListening, Some("stopped-first"), &f).len(), 2, "no grace period helps these");
 }
 
 #[test]

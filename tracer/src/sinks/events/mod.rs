@@ -88,7 +88,7 @@ type Key = (Object, Of, Cause);
 /// What was lost to one cause, in a stop or at once.
 #[derive(Clone, Debug)]
 struct Loss {
-    /// The surest verdict.
+    /// The surest verdict, of the longest request.
     incident: Incident,
     requests: u64,
     exact: bool,
@@ -145,7 +145,13 @@ impl Events {
             Output::Incident(incident) => self.incident(incident, now),
             Output::Stop(stop) => {
                 let of_it = self.held.extract_if(.., |(id, _), _| *id == stop.id);
-                let all: Vec<Loss> = of_it.map(|(_, loss)| loss).collect();
+                let mut all: Vec<Loss> = of_it.map(|(_, loss)| loss).collect();
+                // The values of the whole stop: an incident's are those of what had been seen at its verdict.
+                for advice in all.iter_mut().flat_map(|loss| &mut loss.incident.advice) {
+                    if let Some(whole) = stop.advice.iter().find(|whole| whole.id == advice.id) {
+                        advice.clone_from(whole);
+                    }
+                }
                 all.into_iter().for_each(|loss| self.stop(loss, now));
             }
         }
@@ -163,7 +169,9 @@ impl Events {
             held.exact &= exact;
             held.first = at.clone().min(std::mem::take(&mut held.first));
             held.last = at.clone().max(std::mem::take(&mut held.last));
-            if incident.confidence.value > held.incident.confidence.value {
+            // Of equally sure ones that which was under way for the longest time.
+            let rank = |i: &Incident| (i.confidence.value, i.age_ms);
+            if rank(incident) > rank(&held.incident) {
                 held.incident = incident.clone();
             }
         } else if self.held.len() < HELD {
