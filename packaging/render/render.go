@@ -98,6 +98,20 @@ func merge(under, over interface{}) interface{} {
 	return below
 }
 
+// The order in which helm makes objects, as far as charts here have them: what a pod needs is there before it. Kinds that
+// helm does not know come last.
+var order = []string{"PriorityClass", "Namespace", "NetworkPolicy", "ServiceAccount", "Secret", "ConfigMap", "ClusterRole",
+	"ClusterRoleBinding", "Role", "RoleBinding", "Service", "DaemonSet", "Deployment"}
+
+func place(document string) int {
+	for i, kind := range order {
+		if strings.Contains("\n"+document, "\nkind: "+kind+"\n") {
+			return i
+		}
+	}
+	return len(order)
+}
+
 func main() {
 	if len(os.Args) < 4 {
 		check(fmt.Errorf("usage: render CHART RELEASE NAMESPACE [KEY.PATH=YAML]..."))
@@ -147,6 +161,7 @@ func main() {
 		"Chart":   object{"Name": about["name"], "Version": about["version"], "AppVersion": about["appVersion"]},
 		"Release": object{"Name": release, "Namespace": namespace, "Service": "Helm"},
 	}
+	var documents []string
 	for _, name := range names {
 		base := filepath.Base(name)
 		if !strings.HasSuffix(base, ".yaml") {
@@ -154,8 +169,14 @@ func main() {
 		}
 		text, err := include(base, data)
 		check(err)
-		if text = strings.TrimSpace(text); text != "" {
-			fmt.Printf("---\n# templates/%s\n%s\n", base, text)
+		for _, document := range strings.Split("\n"+text, "\n---\n") {
+			if document = strings.TrimSpace(document); document != "" {
+				documents = append(documents, fmt.Sprintf("# templates/%s\n%s\n", base, document))
+			}
 		}
+	}
+	sort.SliceStable(documents, func(a, b int) bool { return place(documents[a]) < place(documents[b]) })
+	for _, document := range documents {
+		fmt.Printf("---\n%s", document)
 	}
 }
