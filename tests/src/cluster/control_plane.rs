@@ -1,4 +1,4 @@
-//! etcd, kube-apiserver and kube-controller-manager.
+//! etcd, kube-apiserver, kube-controller-manager and kube-scheduler.
 
 use crate::guard::run;
 use crate::net::Netns;
@@ -10,20 +10,28 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// What is not needed by a Deployment behind a Service on one node stays out.
-const CONTROLLERS: &str = "deployment,replicaset,endpoint,endpointslice,garbagecollector,namespace";
+/// What is not needed by Deployments behind a Service, DaemonSets and service accounts on one node stays out.
+const CONTROLLERS: &str = "deployment,replicaset,daemonset,endpoint,endpointslice,garbagecollector,namespace,\
+                           serviceaccount,serviceaccount-token,root-ca-cert-publisher";
 const TOKEN: &str = "why502-tests";
-const PORT: u16 = 6443;
+const SERVICES: &str = "10.96.0.0/24";
+/// The address of the Service `kubernetes`, by which pods find the API server. There is no proxy: the API server has it.
+pub const SERVICE: &str = "10.96.0.1";
+const PORT: u16 = 443;
 
 /// Dropped in this order: those that ask before those that answer.
 #[derive(Debug)]
 pub struct ControlPlane {
+    #[expect(dead_code, reason = "ended on drop")]
+    scheduler: Daemon,
     #[expect(dead_code, reason = "ended on drop")]
     controllers: Daemon,
     api: Mutex<Daemon>,
     #[expect(dead_code, reason = "ended on drop")]
     etcd: Daemon,
     pub kubeconfig: PathBuf,
+    /// Who asks the kubelet has a certificate by it.
+    pub authority: PathBuf,
 }
 
 fn words(program: &Path, args: &[String]) -> Vec<OsString> {
@@ -53,7 +61,7 @@ impl ControlPlane {
         let file = |name: &str| pki.join(name).display().to_string();
         let api = [
             format!("--etcd-servers={etcd_url}"),
-            format!("--bind-address={ip}"),
+            "--bind-address=0.0.0.0".into(),
             format!("--advertise-address={ip}"),
             format!("--secure-port={PORT}"),
             format!("--tls-cert-file={}", file("api.crt")),
@@ -63,9 +71,11 @@ impl ControlPlane {
             "--service-account-issuer=https://kubernetes.default.svc".into(),
             format!("--token-auth-file={}", file("tokens.csv")),
             "--authorization-mode=RBAC".into(),
-            // Pods of these tests talk to nobody: they need no account.
-            "--disable-admission-plugins=ServiceAccount".into(),
-            "--service-cluster-ip-range=10.96.0.0/24".into(),
+            // Logs, port-forward and exec go through the kubelet.
+            format!("--kubelet-client-certificate={}", file("kubelet-client.crt")),
+            format!("--kubelet-client-key={}", file("kubelet-client.key")),
+            "--kubelet-preferred-address-types=InternalIP".into(),
+            format!("--service-cluster-ip-range={SERVICES}"),
             "--allow-privileged".into(),
         ];
         let up = || ready(&kubeconfig);
@@ -82,10 +92,21 @@ impl ControlPlane {
             "--leader-elect=false".into(),
             "--bind-address=127.0.0.1".into(),
             format!("--cert-dir={}", pki.display()),
+            format!("--service-account-private-key-file={}", file("sa.key")),
+            format!("--root-ca-file={}", file("ca.crt")),
         ];
         let manager = words(&programs.join("kube-controller-manager"), &manager);
         let controllers = Daemon::start(netns, View::Hosts, manager, log("kube-controller-manager"), &up)?;
-        Ok(Self { controllers, api: Mutex::new(api), etcd, kubeconfig })
+        let scheduler = [
+            format!("--kubeconfig={}", kubeconfig.display()),
+            "--leader-elect=false".into(),
+            "--bind-address=127.0.0.1".into(),
+            format!("--cert-dir={}", pki.display()),
+        ];
+        let scheduler = words(&programs.join("kube-scheduler"), &scheduler);
+        let scheduler = Daemon::start(netns, View::Hosts, scheduler, log("kube-scheduler"), &up)?;
+        let authority = pki.join("ca.crt");
+        Ok(Self { scheduler, controllers, api: Mutex::new(api), etcd, kubeconfig, authority })
     }
 
     /// The API server ends at once; everything else goes on.
@@ -105,17 +126,24 @@ fn ready(kubeconfig: &Path) -> bool {
     run("kubectl", &[&config, "get", "--raw", "/readyz"]).is_ok_and(|said| said.trim() == "ok")
 }
 
-/// A certificate authority, the API server's certificate by it, the key of service accounts, and the only token.
+/// A certificate authority, certificates by it, the key of service accounts, and the only token.
 fn keys(pki: &Path, ip: Ipv4Addr) -> Result<()> {
     let file = |name: &str| pki.join(name).display().to_string();
     let (ca_key, ca) = (file("ca.key"), file("ca.crt"));
     let new = ["req", "-newkey", "rsa:2048", "-nodes", "-days", "2"];
     run("openssl", &[&new[..], &["-x509", "-subj", "/CN=why502-tests", "-keyout", &ca_key, "-out", &ca]].concat())?;
-    let (key, request) = (file("api.key"), file("api.csr"));
-    run("openssl", &[&new[..4], &["-subj", "/CN=kube-apiserver", "-keyout", &key, "-out", &request]].concat())?;
-    std::fs::write(pki.join("api.ext"), format!("subjectAltName=IP:{ip},IP:127.0.0.1,DNS:kubernetes.default.svc\n"))?;
-    let sign = ["x509", "-req", "-days", "2", "-CAcreateserial", "-in", &request, "-CA", &ca, "-CAkey", &ca_key];
-    run("openssl", &[&sign[..], &["-extfile", &file("api.ext"), "-out", &file("api.crt")]].concat())?;
+    let names = format!("subjectAltName=IP:{ip},IP:{SERVICE},IP:127.0.0.1,DNS:kubernetes.default.svc\n");
+    let client = "extendedKeyUsage=clientAuth\n";
+    for (name, subject, extension) in
+        [("api", "/CN=kube-apiserver", &*names), ("kubelet-client", "/O=system:masters/CN=kube-apiserver", client)]
+    {
+        let of = |end: &str| file(&format!("{name}.{end}"));
+        let (key, request, ext) = (of("key"), of("csr"), of("ext"));
+        run("openssl", &[&new[..4], &["-subj", subject, "-keyout", &key, "-out", &request]].concat())?;
+        std::fs::write(&ext, extension)?;
+        let sign = ["x509", "-req", "-days", "2", "-CAcreateserial", "-in", &request, "-CA", &ca, "-CAkey", &ca_key];
+        run("openssl", &[&sign[..], &["-extfile", &ext, "-out", &of("crt")]].concat())?;
+    }
     run("openssl", &["genrsa", "-out", &file("sa.key"), "2048"])?;
     std::fs::write(pki.join("tokens.csv"), format!("{TOKEN},admin,admin,system:masters\n"))?;
     Ok(())

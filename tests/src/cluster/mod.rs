@@ -1,17 +1,21 @@
-//! A Kubernetes node of its own: etcd, an API server, the controllers, a kubelet and a containerd, all real, in one network
-//! namespace that the host reaches over a veth pair. There is no scheduler (pods name their node) and no proxy (the load
-//! goes to the pods' addresses).
+//! A Kubernetes node of its own: etcd, an API server, the controllers, the scheduler, a kubelet and a containerd, all real,
+//! in one network namespace that the host reaches over a veth pair. There is no proxy: the load goes to the pods' addresses,
+//! and the API server has the address of its Service.
 //!
 //! ```text
-//! control_plane  etcd, kube-apiserver, kube-controller-manager, with keys of their own
+//! control_plane  etcd, kube-apiserver, kube-controller-manager, kube-scheduler, with keys of their own
 //! node           the kubelet, and what it changes on the machine
 //! workload       a Deployment of nginx and php-fpm
 //! stories        what is played, and what must be said of it
+//! chart          the chart's manifests, applied
+//! operator       what is done with them, and what must be seen
 //! report         docs/kubernetes.md
 //! ```
 
+pub mod chart;
 pub mod control_plane;
 mod node;
+pub mod operator;
 pub mod report;
 pub mod stories;
 mod workload;
@@ -32,7 +36,7 @@ use std::process::{Command, Stdio};
 /// The name of the only node.
 pub const NODE: &str = "why502-node";
 /// `cargo xtask cluster` builds them.
-const PROGRAMS: [&str; 3] = ["kube-apiserver", "kube-controller-manager", "kubelet"];
+const PROGRAMS: [&str; 4] = ["kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet"];
 
 /// Dropped in this order: the kubelet, the control plane, the runtime with all containers, the keys and data, the network.
 #[derive(Debug)]
@@ -69,9 +73,11 @@ impl Cluster {
         let runtime = Containerd::start(&first, crate::runtime::View::Hosts)?;
         let (scratch, host) = (Scratch::new()?, Netns::of_host("cluster")?);
         let link = veth(&host, runtime.network())?;
+        let service = format!("{}/32", control_plane::SERVICE);
+        runtime.network().ip(&["addr", "add", &service, "dev", "lo"])?;
         let control = ControlPlane::start(programs, runtime.network(), link.right4, &scratch)?;
         let kubeconfig = control.kubeconfig.clone();
-        let node = Node::start(programs, &runtime, &kubeconfig, link.right4, &scratch)?;
+        let node = Node::start(programs, &runtime, &control, link.right4, &scratch)?;
         let cluster = Self { node, control, runtime, kubeconfig, scratch, host };
         cluster.wait(
             "the node",
@@ -79,6 +85,12 @@ impl Cluster {
             |said| said == "True",
         )?;
         Ok(cluster)
+    }
+
+    /// Images for pods, of an archive.
+    pub fn import(&self, archive: &Path) -> Result<()> {
+        let programs = containerd::found().into_iter().next().context("no containerd")?;
+        self.runtime.import(&programs, archive)
     }
 
     /// Versions, for people.

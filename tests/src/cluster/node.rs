@@ -1,6 +1,7 @@
 //! The kubelet.
 
 use super::NODE;
+use super::control_plane::ControlPlane;
 use crate::runtime::containerd::Containerd;
 use crate::runtime::{Daemon, Scratch, View, images, remove_cgroups};
 use anyhow::Result;
@@ -32,17 +33,17 @@ impl Node {
     pub fn start(
         programs: &Path,
         runtime: &Containerd,
-        kubeconfig: &Path,
+        control: &ControlPlane,
         ip: Ipv4Addr,
         scratch: &Scratch,
     ) -> Result<Self> {
         let machine = Machine::remember();
         let config = scratch.join("kubelet.json");
-        std::fs::write(&config, configuration().to_string())?;
+        std::fs::write(&config, configuration(ip, &control.authority).to_string())?;
         let endpoint = format!("unix://{}", runtime.cri.socket().display());
         let args = [
             format!("--config={}", config.display()),
-            format!("--kubeconfig={}", kubeconfig.display()),
+            format!("--kubeconfig={}", control.kubeconfig.display()),
             "--container-runtime=remote".into(),
             format!("--container-runtime-endpoint={endpoint}"),
             format!("--image-service-endpoint={endpoint}"),
@@ -66,7 +67,7 @@ impl Node {
     }
 }
 
-fn configuration() -> serde_json::Value {
+fn configuration(ip: Ipv4Addr, authority: &Path) -> serde_json::Value {
     json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1",
         "kind": "KubeletConfiguration",
@@ -74,12 +75,16 @@ fn configuration() -> serde_json::Value {
         "cgroupsPerQOS": true,
         "enforceNodeAllocatable": [],
         "failSwapOn": false,
-        "address": "127.0.0.1",
+        "address": ip,
         "readOnlyPort": 0,
         "healthzBindAddress": "127.0.0.1",
-        "authentication": { "anonymous": { "enabled": false }, "webhook": { "enabled": false } },
+        "authentication": {
+            "anonymous": { "enabled": false }, "webhook": { "enabled": false }, "x509": { "clientCAFile": authority },
+        },
         "authorization": { "mode": "AlwaysAllow" },
         "resolvConf": "/dev/null",
+        // Nobody answers there; without one it complains of each pod.
+        "clusterDNS": ["10.96.0.10"],
         // Below zero needs CAP_SYS_RESOURCE.
         "oomScoreAdj": 0,
         "syncFrequency": "10s",

@@ -8,6 +8,7 @@ use crate::scene::{Allowed, Loads, Over, Scene, Watch};
 use crate::{tracer, truth};
 use anyhow::{Result, ensure};
 use nix::sys::signal::Signal::{SIGQUIT, SIGTERM};
+use std::net::SocketAddr;
 use std::time::Duration;
 use why502::model::incident::{Cause, Incident, Trigger};
 
@@ -21,14 +22,14 @@ pub struct Story {
     pub command: &'static str,
     conf: WorkloadConf,
     slow_ms: u32,
-    made: &'static [u16],
+    pub(super) made: &'static [u16],
     act: fn(&Workload<'_>) -> Result<()>,
-    allowed: Allowed<'static>,
+    pub(super) allowed: Allowed<'static>,
     pub cause: Cause,
     pub trigger: Trigger,
     /// In the chain of at least one incident of that cause.
     tells: &'static [&'static str],
-    container: &'static str,
+    pub(super) container: &'static str,
 }
 
 impl Default for Story {
@@ -67,6 +68,34 @@ fn terminated(pre_stop: Vec<&'static str>) -> WorkloadConf {
     WorkloadConf { nginx_stop: SIGTERM, pre_stop: Some(pre_stop), ..WorkloadConf::default() }
 }
 
+/// To no pod at all.
+pub fn scaled_down() -> Story {
+    Story {
+        name: "scaled down",
+        command: "kubectl scale deployment web --replicas=0",
+        act: |w| w.scale_down(),
+        trigger: Trigger::ScaleDown,
+        ..Story::default()
+    }
+}
+
+/// A pod that stays, of which a container is killed.
+pub fn unhealthy() -> Story {
+    Story {
+        name: "liveness probe of php-fpm failed, grace period too short",
+        command: "a failing livenessProbe",
+        conf: WorkloadConf { liveness: true, grace_s: 2, php_sleep: None, ..WorkloadConf::default() },
+        slow_ms: 8000,
+        made: &[502],
+        act: |w| w.die(),
+        allowed: &fpm_killed,
+        cause: Cause::FpmControlTimeoutZero,
+        trigger: Trigger::LivenessFailed,
+        container: "php",
+        ..Story::default()
+    }
+}
+
 /// The article's variants, and what else ends pods.
 pub fn all() -> Vec<Story> {
     vec![
@@ -99,13 +128,7 @@ pub fn all() -> Vec<Story> {
             cause: Cause::PrestopFailed,
             ..Story::default()
         },
-        Story {
-            name: "scaled down",
-            command: "kubectl scale deployment web --replicas=0",
-            act: |w| w.scale_down(),
-            trigger: Trigger::ScaleDown,
-            ..Story::default()
-        },
+        scaled_down(),
         Story {
             name: "rolled out",
             command: "kubectl apply (another template)",
@@ -113,19 +136,7 @@ pub fn all() -> Vec<Story> {
             trigger: Trigger::Rollout,
             ..Story::default()
         },
-        Story {
-            name: "liveness probe of php-fpm failed, grace period too short",
-            command: "a failing livenessProbe",
-            conf: WorkloadConf { liveness: true, grace_s: 2, php_sleep: None, ..WorkloadConf::default() },
-            slow_ms: 8000,
-            made: &[502],
-            act: |w| w.die(),
-            allowed: &fpm_killed,
-            cause: Cause::FpmControlTimeoutZero,
-            trigger: Trigger::LivenessFailed,
-            container: "php",
-            ..Story::default()
-        },
+        unhealthy(),
         Story {
             name: "deleted, the API server stopped and containerd killed during the stop",
             conf: terminated(vec!["/bin/sleep", "3"]),
@@ -142,34 +153,45 @@ fn fpm_killed(r: &Request, started: bool) -> &'static [Cause] {
     }
 }
 
+/// Requests that php works on for so long, and others that are answered at once; each client ends when it is refused often.
+fn loads(pod: SocketAddr, slow_ms: u32) -> Loads {
+    let mut slow = LoadConf::new(pod, &format!("/slow.php?ms={slow_ms}"));
+    (slow.connections, slow.max_refused, slow.prefix) = (SLOW, Some(REFUSED), "slow".into());
+    slow.refused_pause = Duration::from_millis(50);
+    let mut fast = LoadConf::new(pod, "/static");
+    (fast.connections, fast.keep_alive, fast.max_refused) = (4, false, Some(REFUSED));
+    (fast.think, fast.prefix) = (Duration::from_millis(2), "fast".into());
+    Loads { slow: Some(slow), in_php: SLOW, fast: Some(fast), answered: 50 }
+}
+
 /// Plays one: what differs from the truth is an error.
 pub fn play(cluster: &Cluster, story: &Story) -> Result<Played> {
-    let (over, watch) = {
-        let site = Workload::start(cluster, &story.conf)?;
+    let (over, watch) = under_load(cluster, story, |site| {
         let more = cluster.watch_args();
         let more: Vec<&str> = more.iter().map(String::as_str).collect();
-        let watch = Watch::at(site.dir.join("watch.rec"), &more)?;
-        let mut slow = LoadConf::new(site.addr(), &format!("/slow.php?ms={}", story.slow_ms));
-        (slow.connections, slow.max_refused, slow.prefix) = (SLOW, Some(REFUSED), "slow".into());
-        slow.refused_pause = Duration::from_millis(50);
-        let mut fast = LoadConf::new(site.addr(), "/static");
-        (fast.connections, fast.keep_alive, fast.max_refused) = (4, false, Some(REFUSED));
-        (fast.think, fast.prefix) = (Duration::from_millis(2), "fast".into());
-        let scene = Scene::start(site, &Loads { slow: Some(slow), in_php: SLOW, fast: Some(fast), answered: 50 })?;
-        (story.act)(&scene.site)?;
-        finish(story, scene, watch)?
-    };
+        Watch::at(site.dir.join("watch.rec"), &more)
+    })?;
     cluster.control.start_api()?;
     judge(story, &over, watch)
 }
 
-fn finish<'c>(story: &Story, scene: Scene<Workload<'c>>, watch: Watch) -> Result<(Over<Workload<'c>>, Watch)> {
+/// A workload under load, to which that happens. `before`: when its pod is ready.
+pub(super) fn under_load<'c, T>(
+    cluster: &'c Cluster,
+    story: &Story,
+    before: impl FnOnce(&Workload<'c>) -> Result<T>,
+) -> Result<(Over<Workload<'c>>, T)> {
+    let site = Workload::start(cluster, &story.conf)?;
+    let watcher = before(&site)?;
+    let loads = loads(site.addr(), story.slow_ms);
+    let scene = Scene::start(site, &loads)?;
+    (story.act)(&scene.site)?;
     if story.container == "nginx" {
         scene.refused()?;
     } else {
         scene.site.php_restarted()?;
     }
-    Ok((scene.end()?, watch))
+    Ok((scene.end()?, watcher))
 }
 
 fn judge(story: &Story, over: &Over<Workload<'_>>, watch: Watch) -> Result<Played> {

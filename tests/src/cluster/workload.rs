@@ -2,11 +2,12 @@
 
 use super::{Cluster, NODE};
 use crate::guard::{self, Dir};
+use crate::net::listens;
 use crate::nginx::{self, NginxConf};
-use crate::php::{self, FpmConf, Served};
+use crate::php::{self, FpmConf, FpmListen, Served};
 use crate::runtime::{Engine as _, images};
 use crate::site::{Ground, Territory};
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::net::{IpAddr, SocketAddr};
@@ -74,6 +75,7 @@ impl<'c> Workload<'c> {
     pub fn start(cluster: &'c Cluster, conf: &WorkloadConf) -> Result<Self> {
         let dir = Dir::new()?;
         let www = dir.open_subdir("www")?;
+        let FpmListen::Tcp(php_port) = conf.fpm.listen else { bail!("php-fpm listens on TCP here") };
         let php = php::Files::new(&dir, &www, &conf.fpm)?;
         let nginx_conf = NginxConf { fastcgi: Some(php.address.clone()), ..conf.nginx.clone() };
         let nginx = nginx::Files::of_pod(&dir, &www, &nginx_conf)?;
@@ -98,6 +100,11 @@ impl<'c> Workload<'c> {
         workload.pod = workload.wait_ready()?;
         let inode = |path: PathBuf| Ok::<_, anyhow::Error>(u32::try_from(std::fs::metadata(path)?.ino())?);
         let pid = cluster.runtime.cri.pid(&workload.pod.nginx_id)?;
+        // A container without a readiness probe is ready as soon as it runs.
+        let ports = [80, php_port];
+        guard::wait("nginx and php-fpm to listen", crate::scene::LIMIT, || {
+            ports.iter().all(|port| listens(pid, *port))
+        })?;
         workload.netns = vec![inode(format!("/proc/{pid}/ns/net").into())?, inode(cluster.runtime.netns())?];
         Ok(workload)
     }

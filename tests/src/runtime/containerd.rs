@@ -108,6 +108,8 @@ fn configure(scratch: &Scratch, socket: &Path, view: View) -> Result<String> {
     let [a, b, c, _] = link.left4.octets();
     let ipam = json!({
         "type": "host-local", "dataDir": scratch.join("ipam"), "ranges": [[{ "subnet": format!("{a}.{b}.{c}.0/24") }]],
+        // Pods that ask a cluster's API server.
+        "routes": [{ "dst": "10.96.0.0/24" }],
     });
     let bridge = json!({ "type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": false, "ipam": ipam });
     let list = json!({ "cniVersion": "0.4.0", "name": "why502", "plugins": [bridge] });

@@ -98,6 +98,11 @@ fn write(path: &Path, text: &str, check: bool) -> Result<()> {
     Ok(())
 }
 
+/// As `helm template` with these values, into a file.
+pub(crate) fn render_to(values: &[&str], to: &Path) -> Result<()> {
+    fs::write(to, render(&renderer()?, values)?).with_context(|| to.display().to_string())
+}
+
 /// The chart as `helm install` takes it: why502-VERSION.tgz.
 pub(crate) fn package(dist: &Path) -> Result<()> {
     let parent = chart();
