@@ -98,7 +98,8 @@ pub(crate) fn rustc_in_use() -> PathBuf {
     env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()).into()
 }
 
-fn sysroot(rustc: &Path) -> Result<PathBuf> {
+/// Where it keeps its libraries.
+pub(crate) fn sysroot(rustc: &Path) -> Result<PathBuf> {
     Ok(sh::capture(Command::new(rustc).args(["--print", "sysroot"]))?.trim_end().into())
 }
 

@@ -30,6 +30,9 @@ pub(super) fn build() -> Result<PathBuf> {
     cmd.env("WHY502_PROBES", &object);
     // Nobody debugs it where it runs; half of the size and some of the time.
     cmd.env("CARGO_PROFILE_RELEASE_DEBUG", "0").env("CARGO_PROFILE_RELEASE_STRIP", "symbols");
+    // Messages of panics name source files: not by the folders of who built it.
+    let variable = format!("CARGO_TARGET_{}_RUSTFLAGS", target.to_uppercase().replace('-', "_"));
+    cmd.env(variable, remapped()?);
     sh::run(&mut cmd)?;
     let program = sh::target_dir().join(&target).join("release/why502");
     let bytes = std::fs::read(&program).with_context(|| program.display().to_string())?;
@@ -38,6 +41,18 @@ pub(super) fn build() -> Result<PathBuf> {
     }
     println!("built       {}, static ({:.0?})", program.display(), start.elapsed());
     Ok(program)
+}
+
+/// Options that name the sources alike on every machine.
+fn remapped() -> Result<String> {
+    let library = toolchain::sysroot(&toolchain::rustc_in_use())?.join("lib/rustlib/src/rust");
+    let crates = sh::cargo_bin().and_then(|bin| Some(bin.parent()?.join("registry/src")));
+    let from = [(Some(library), "/rust"), (crates, "/crates"), (Some(sh::root()), "/why502")];
+    let named = from.iter().filter_map(|(from, to)| Some((from.as_ref()?.to_str()?, to)));
+    // Options in a variable are parted by spaces.
+    let options =
+        named.filter(|(from, _)| !from.contains(' ')).map(|(from, to)| format!("--remap-path-prefix={from}={to}"));
+    Ok(options.collect::<Vec<_>>().join(" "))
 }
 
 /// Rust's own for this target.
