@@ -158,7 +158,7 @@ pub struct History {
     targets: BTreeMap<Group, Targets>,
     signal_count: usize,
     /// Targets that have ended, by that: their signals go when nobody asks for them any more.
-    ended: VecDeque<(BootNs, ProcKey)>,
+    ended: BTreeSet<(BootNs, ProcKey)>,
     exits: Recent<ProcKey, ExitFact>,
     /// With the kernel's address of the socket, 0 where no record tells it.
     accounted: Recent<Tuple, u64>,
@@ -189,6 +189,7 @@ pub struct History {
 struct Signals {
     group: Group,
     list: Vec<Signal>,
+    ended: Option<BootNs>,
 }
 
 #[derive(Debug, Default)]
@@ -203,7 +204,7 @@ impl Default for History {
             signals: BTreeMap::new(),
             targets: BTreeMap::new(),
             signal_count: 0,
-            ended: VecDeque::new(),
+            ended: BTreeSet::new(),
             exits: Recent::new(MAX_ENTRIES, KEEP_NS),
             accounted: Recent::new(MAX_ENTRIES, KEEP_NS),
             resets: Recent::new(MAX_LARGE, KEEP_NS),
@@ -228,7 +229,7 @@ impl History {
     pub fn signal(&mut self, event: EventId, at: BootNs, group: Group, what: &SignalGenerated) {
         self.forget_ended(at);
         let key = what.target.key();
-        let signals = self.signals.entry(key).or_insert_with(|| Signals { group, list: Vec::new() });
+        let signals = self.signals.entry(key).or_insert_with(|| Signals { group, list: Vec::new(), ended: None });
         // A process that moved is still counted where it was seen first.
         let targets = self.targets.entry(signals.group).or_default();
         if let Some(last) = signals.list.last() {
@@ -258,7 +259,8 @@ impl History {
     }
 
     fn drop_signals(&mut self, key: &ProcKey) {
-        let Some(Signals { group, list }) = self.signals.remove(key) else { return };
+        let Some(Signals { group, list, ended }) = self.signals.remove(key) else { return };
+        ended.into_iter().for_each(|at| _ = self.ended.remove(&(at, *key)));
         self.signal_count = self.signal_count.saturating_sub(list.len());
         let Some(targets) = self.targets.get_mut(&group) else { return };
         targets.signals = targets.signals.saturating_sub(list.len());
@@ -271,10 +273,10 @@ impl History {
     }
 
     fn forget_ended(&mut self, now: BootNs) {
-        while let Some((at, key)) = self.ended.front().copied()
+        while let Some((at, key)) = self.ended.first().copied()
             && at.saturating_add(KEEP_NS) < now
         {
-            self.ended.pop_front();
+            self.ended.remove(&(at, key));
             self.drop_signals(&key);
         }
     }
@@ -298,8 +300,9 @@ impl History {
 
     pub fn exit(&mut self, event: EventId, at: BootNs, group: Group, task: &Task, code: u32) {
         self.forget_ended(at);
-        if self.signals.contains_key(&task.key()) {
-            self.ended.push_back((at, task.key()));
+        if let Some(signals) = self.signals.get_mut(&task.key()).filter(|s| s.ended.is_none()) {
+            signals.ended = Some(at);
+            self.ended.insert((at, task.key()));
         }
         let early = self.exits.insert(at, group, task.key(), ExitFact { event, at, code, task: task.clone() });
         self.forgot(at, early);

@@ -1,5 +1,6 @@
 //! Responses.
 
+use super::room::Room;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
@@ -27,6 +28,11 @@ pub(super) fn of(status: StatusCode, kind: &'static str, body: Body) -> Response
 
 pub(super) fn full(status: StatusCode, kind: &'static str, text: String) -> Response<Body> {
     of(status, kind, Full::new(Bytes::from(text)).map_err(|never| match never {}).boxed_unsync())
+}
+
+/// The same of what was looked up.
+pub(super) fn held(status: StatusCode, kind: &'static str, text: String, room: Room) -> Response<Body> {
+    of(status, kind, Full::new(room.of(text)).map_err(|never| match never {}).boxed_unsync())
 }
 
 /// One line for people, ended.

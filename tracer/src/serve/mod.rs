@@ -10,6 +10,7 @@ mod lookup;
 mod page;
 mod params;
 mod patience;
+mod room;
 mod route;
 mod stream;
 #[cfg(test)]
@@ -66,7 +67,9 @@ impl Default for Bounds {
 const HEADER_BYTES: usize = 16 << 10;
 const HEADER_FIELDS: usize = 64;
 /// Threads that read the store; what is more waits its turn.
-const READERS: usize = 4;
+const READERS: usize = 2;
+/// Their niceness: they may have what the pipeline leaves them.
+const READERS_NICE: i32 = 10;
 /// What is open at the end gets so long to finish.
 const GRACE: Duration = Duration::from_secs(2);
 
@@ -94,6 +97,7 @@ struct Own {
     open: AtomicU64,
     refused_connections: AtomicU64,
     refused_streams: AtomicU64,
+    refused_answers: AtomicU64,
 }
 
 /// What each request needs.
@@ -102,6 +106,8 @@ struct Shared {
     own: Own,
     bounds: Bounds,
     streams: Arc<Semaphore>,
+    /// See [`room`].
+    answers: Arc<Semaphore>,
     ending: watch::Receiver<bool>,
     /// It listens on an address of this host alone.
     loopback: bool,
@@ -121,6 +127,7 @@ impl Shared {
         text.add(&HTTP_CONNECTIONS, &[], self.own.open.load(Ordering::Relaxed));
         text.add(&HTTP_REFUSED, &["connections"], self.own.refused_connections.load(Ordering::Relaxed));
         text.add(&HTTP_REFUSED, &["streams"], self.own.refused_streams.load(Ordering::Relaxed));
+        text.add(&HTTP_REFUSED, &["answers"], self.own.refused_answers.load(Ordering::Relaxed));
     }
 }
 
@@ -137,11 +144,16 @@ impl Server {
         let address = listener.local_addr()?;
         listener.set_nonblocking(true)?;
         let (end, ending) = watch::channel(false);
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(READERS).build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(READERS)
+            // The readers' threads; a sandbox may not allow it.
+            .on_thread_start(|| _ = rustix::process::setpriority_process(None, READERS_NICE))
+            .build()?;
+        let answers = Arc::new(Semaphore::new(room::ALL as usize));
         let streams = Arc::new(Semaphore::new(bounds.streams));
         let loopback = address.ip().is_loopback();
-        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, ending, loopback });
+        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, answers, ending, loopback });
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?

@@ -1,12 +1,13 @@
 //! Pages for people: the list at `/`, a stop with its picture, an incident, and their style.
 
 use super::answer::{self, Body};
+use super::room::Room;
 use super::{Shared, lookup, params};
 use crate::kernel::clock;
 use crate::page::{self, ListPage, ROWS_MAX, StopPage};
 use crate::sinks::json;
 use crate::store::View;
-use crate::store::query::{Found, Query};
+use crate::store::query::Query;
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_SECURITY_POLICY, HeaderValue, REFERRER_POLICY, VARY};
 use hyper::{Request, Response, StatusCode};
@@ -47,8 +48,18 @@ pub(super) fn style() -> Response<Body> {
     answer::full(StatusCode::OK, "text/css; charset=utf-8", page::STYLE.to_owned())
 }
 
+const HTML: &str = "text/html; charset=utf-8";
+
 fn html(status: StatusCode, text: String) -> Response<Body> {
-    let mut response = answer::full(status, "text/html; charset=utf-8", text);
+    as_page(answer::full(status, HTML, text))
+}
+
+/// Of what was looked up.
+fn looked_up(status: StatusCode, text: String, room: Room) -> Response<Body> {
+    as_page(answer::held(status, HTML, text, room))
+}
+
+fn as_page(mut response: Response<Body>) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::CSP));
     headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
@@ -67,10 +78,15 @@ fn broken(why: &io::Error) -> Response<Body> {
 async fn read<T: Send + 'static>(
     shared: &Shared,
     look: impl FnOnce(&View, u64) -> io::Result<T> + Send + 'static,
-) -> io::Result<T> {
+) -> Result<(T, Room), Response<Body>> {
+    let room = Room::get(shared).await?;
     let view = shared.state.store.clone();
     let durable = *view.durable.borrow();
-    tokio::task::spawn_blocking(move || look(&view, durable)).await.map_err(io::Error::other)?
+    let found = tokio::task::spawn_blocking(move || look(&view, durable)).await.map_err(io::Error::other);
+    match found.flatten() {
+        Ok(found) => Ok((found, room)),
+        Err(e) => Err(broken(&e)),
+    }
 }
 
 async fn list(text: &str, shared: &Shared) -> Response<Body> {
@@ -80,29 +96,28 @@ async fn list(text: &str, shared: &Shared) -> Response<Body> {
         Err(why) => (None, Some(why)),
     };
     let paged = query.as_ref().is_some_and(|query| query.before.is_some());
-    let found = match query {
-        None => Found::default(),
-        Some(query) => {
-            let query = Query { limit: Some(ROWS_MAX), after: None, ..query };
-            match read(shared, move |view, upto| query.run(&view.dir, upto)).await {
-                Ok(found) => found,
-                Err(e) => return broken(&e),
-            }
-        }
+    let limit = Some(ROWS_MAX);
+    let query = query.map(|query| Query { limit, after: None, ..query });
+    let rows = read(shared, move |view, upto| {
+        let found = query.map(|query| query.run(&view.dir, upto)).transpose()?.unwrap_or_default();
+        // Newest first.
+        let rows: Vec<_> = found.records.iter().rev().filter_map(|record| json::parse(&record.json).ok()).collect();
+        let older = found.records.first().filter(|_| found.more).map(|record| record.seq);
+        Ok((found.records.len() - rows.len(), rows, older))
+    });
+    let ((unknown, rows, older), room) = match rows.await {
+        Ok(found) => found,
+        Err(response) => return response,
     };
     let mut notices = notices(shared);
-    // Newest first.
-    let rows: Vec<_> = found.records.iter().rev().filter_map(|record| json::parse(&record.json).ok()).collect();
-    let unknown = found.records.len() - rows.len();
     if unknown > 0 {
         notices.push(format!("{unknown} records are of another version of why502 and not shown; /records has them."));
     }
-    let older = found.records.first().filter(|_| found.more).map(|record| record.seq);
     let node = shared.state.tally().node().to_owned();
     let problem = problem.as_deref();
     let page =
         page::list(&ListPage { node: &node, filter: &filter, rows: &rows, older, paged, problem, notices: &notices });
-    html(if problem.is_some() { StatusCode::BAD_REQUEST } else { StatusCode::OK }, page)
+    looked_up(if problem.is_some() { StatusCode::BAD_REQUEST } else { StatusCode::OK }, page, room)
 }
 
 /// Why the list may lack something.
@@ -141,9 +156,9 @@ pub(super) async fn stop(id: &str, shared: &Shared) -> Response<Body> {
         }))
     });
     match found.await {
-        Ok(Some(page)) => html(StatusCode::OK, page),
-        Ok(None) => gone(),
-        Err(e) => broken(&e),
+        Ok((Some(page), room)) => looked_up(StatusCode::OK, page, room),
+        Ok((None, _)) => gone(),
+        Err(response) => response,
     }
 }
 
@@ -151,8 +166,8 @@ pub(super) async fn incident(id: &str, shared: &Shared) -> Response<Body> {
     let gone = || missing("No such incident is in the store: it is too old, or never was.");
     let Some(id) = decoded(id) else { return gone() };
     match read(shared, move |view, upto| lookup::incident(&view.dir, &id, upto)).await {
-        Ok(Some(incident)) => html(StatusCode::OK, page::incident(&incident)),
-        Ok(None) => gone(),
-        Err(e) => broken(&e),
+        Ok((Some(incident), room)) => looked_up(StatusCode::OK, page::incident(&incident), room),
+        Ok((None, _)) => gone(),
+        Err(response) => response,
     }
 }

@@ -2,12 +2,13 @@
 
 use super::answer::{self, Body, JSON};
 use super::params::{self, Params};
+use super::room::Room;
 use super::{Shared, page, stream};
 use crate::kernel::clock;
 use crate::metrics::text::{CONTENT_TYPE, Text};
 use crate::metrics::{self, own};
+use crate::store::Stats;
 use crate::store::query::{Found, Kind, LIMIT_MAX, Query};
-use crate::store::{Stats, View};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, HOST};
 use hyper::http::uri::Authority;
@@ -157,8 +158,8 @@ async fn list(kind: Kind, request: &Request<Incoming>, shared: &Arc<Shared>) -> 
         ));
     }
     if !follow {
-        return match run(query, shared.state.store.clone(), durable).await {
-            Ok(found) => page_of(&found),
+        return match run(query, shared, durable).await {
+            Ok((found, room)) => page_of(found, room),
             Err(response) => response,
         };
     }
@@ -172,20 +173,22 @@ async fn list(kind: Kind, request: &Request<Incoming>, shared: &Arc<Shared>) -> 
 }
 
 /// On a thread that may wait for the disk.
-async fn run(query: Query, view: View, upto: u64) -> Result<Found, Response<Body>> {
+async fn run(query: Query, shared: &Shared, upto: u64) -> Result<(Found, Room), Response<Body>> {
+    let room = Room::get(shared).await?;
+    let view = shared.state.store.clone();
     let found = tokio::task::spawn_blocking(move || query.run(&view.dir, upto)).await;
     let failed = |why: &dyn std::fmt::Display| {
         answer::say(StatusCode::INTERNAL_SERVER_ERROR, &format!("the store cannot be read: {why}"))
     };
     match found {
-        Ok(Ok(found)) => Ok(found),
+        Ok(Ok(found)) => Ok((found, room)),
         Ok(Err(e)) => Err(failed(&e)),
         Err(e) => Err(failed(&e)),
     }
 }
 
 /// Records are JSON already: they are put together as they are.
-fn page_of(found: &Found) -> Response<Body> {
+fn page_of(found: Found, room: Room) -> Response<Body> {
     let items: Vec<&str> = found.records.iter().map(|record| &*record.json).collect();
     let before = found.records.first().map_or("null".into(), |record| record.seq.to_string());
     let text = format!(
@@ -194,7 +197,7 @@ fn page_of(found: &Found) -> Response<Body> {
         found.more,
         items.join(",")
     );
-    answer::full(StatusCode::OK, JSON, text)
+    answer::held(StatusCode::OK, JSON, text, room)
 }
 
 /// A stop and its incidents.
@@ -202,7 +205,7 @@ async fn stop(id: &str, shared: &Arc<Shared>) -> Response<Body> {
     let Ok(id) = percent_decode_str(id).decode_utf8() else { return answer::bad("the id is no UTF-8") };
     let durable = *shared.state.store.durable.borrow();
     let query = Query { stop: Some(id.clone().into_owned()), limit: Some(LIMIT_MAX), ..Query::default() };
-    let found = match run(query, shared.state.store.clone(), durable).await {
+    let (found, room) = match run(query, shared, durable).await {
         Ok(found) => found,
         Err(response) => return response,
     };
@@ -214,7 +217,7 @@ async fn stop(id: &str, shared: &Arc<Shared>) -> Response<Body> {
         return answer::say(StatusCode::NOT_FOUND, &text);
     };
     let text = format!("{{\"stop\":{stop},\"more\":{},\"incidents\":[{}]}}\n", found.more, incidents.join(","));
-    answer::full(StatusCode::OK, JSON, text)
+    answer::held(StatusCode::OK, JSON, text, room)
 }
 
 async fn incident(id: &str, shared: &Arc<Shared>) -> Response<Body> {
@@ -222,9 +225,9 @@ async fn incident(id: &str, shared: &Arc<Shared>) -> Response<Body> {
     let durable = *shared.state.store.durable.borrow();
     let id = Some(id.into_owned());
     let query = Query { kind: Kind::Incidents, id, limit: Some(1), ..Query::default() };
-    match run(query, shared.state.store.clone(), durable).await {
-        Ok(found) => match found.records.into_iter().next() {
-            Some(record) => answer::full(StatusCode::OK, JSON, record.json + "\n"),
+    match run(query, shared, durable).await {
+        Ok((found, room)) => match found.records.into_iter().next() {
+            Some(record) => answer::held(StatusCode::OK, JSON, record.json + "\n", room),
             None => answer::say(StatusCode::NOT_FOUND, "no such incident is in the store: it is too old, or never was"),
         },
         Err(response) => response,

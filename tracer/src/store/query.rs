@@ -102,6 +102,13 @@ impl Query {
         if names.into_iter().flatten().any(|name| is_plain(name) && !json.contains(name)) {
             return false;
         }
+        let may_be = |cause: &String| !is_plain(cause) || json.contains(cause.as_str());
+        if !self.causes.is_empty() && !self.causes.iter().any(may_be) {
+            return false;
+        }
+        if self.since.as_deref().is_some_and(|since| lost_at(json).is_some_and(|at| at < since)) {
+            return false;
+        }
         serde_json::from_str::<Key<'_>>(json).is_ok_and(|key| self.wants(&key))
     }
 
@@ -198,9 +205,14 @@ impl Query {
     }
 }
 
+/// The record's own time: the first one in it. Quotes in strings are escaped, so that this is a key.
+fn lost_at(json: &str) -> Option<&str> {
+    json.split_once(r#""at":""#)?.1.split_once('"').map(|(at, _)| at)
+}
+
 /// It stands in JSON as it is: no writer escapes these.
 fn is_plain(text: &str) -> bool {
-    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+    text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_./".contains(&b))
 }
 
 /// A time of `--since` and `since=`: RFC 3339, or how long ago (`90s`, `10m`, `2h`). As `at` is written.

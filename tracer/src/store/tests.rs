@@ -329,6 +329,7 @@ fn filters() {
     let query = Query::default;
     let cases = [
         (query(), vec![1, 2, 3, 4]),
+        (Query { since: some("2026-11-22T14:03:06.000000000Z"), ..query() }, vec![3]),
         (Query { kind: Kind::Incidents, ..query() }, vec![1, 2]),
         (Query { kind: Kind::Stops, ..query() }, vec![3]),
         (Query { namespace: some("shop"), ..query() }, vec![1]),

@@ -1,7 +1,8 @@
 //! Pages: what is on them, where it stands, that no text becomes markup, that colours can be told apart.
 
+use crate::hostile::{HOSTILE, hostile};
 use crate::page_dom::{Element, parse};
-use crate::page_samples::{HOSTILE, hostile, many, names, recorded, with_api};
+use crate::page_samples::{many, names, recorded, with_api};
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 use why502::model::{Incident, Output, Stop};

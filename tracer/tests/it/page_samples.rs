@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::PathBuf;
 use why502::correlate::{Engine, EngineOptions};
-use why502::model::incident::Advice;
 use why502::model::{Incident, Outcome, Output, Stop};
 use why502::sinks::recording::Reader;
 
@@ -84,65 +83,5 @@ pub(crate) fn with_api() -> (Stop, Vec<Incident>) {
     ];
     stop.phases.splice(0..0, more);
     stop.phases[0].at_boot_ns -= 40_000_000;
-    (stop, incidents)
-}
-
-/// What somebody might write into a comm, an argument, a path or a name.
-pub(crate) const HOSTILE: &[&str] = &[
-    "<script>alert(1)</script>",
-    "\"><img src=x onerror=alert(1)>",
-    "'><svg/onload=alert(1)>",
-    "javascript:alert(1)",
-    "</title></style></svg><script>alert(1)</script>",
-    "\" onfocus=alert(1) autofocus=\"",
-    "`${alert(1)}`",
-    "{{7*7}} <%= 7*7 %> &lt;b&gt; &#x3c;script&#x3e;",
-    "--><!-- ]]> <![CDATA[",
-    "\u{202e}gpj.exe\u{0}\u{1b}[31m\r\n\t\u{2028}\u{feff}",
-    "\u{ff1c}script\u{ff1e}",
-    "a\" style=\"position:fixed;inset:0\" x=\"",
-    "../../../etc/passwd?x=1&y=2#z",
-    "<base href=//evil.example/><link rel=stylesheet href=//evil.example/x.css>",
-    "<form action=//evil.example><button formaction=javascript:alert(1)>",
-];
-
-/// Every string that somebody else may have a say in is `text`.
-pub(crate) fn hostile(text: &str) -> (Stop, Vec<Incident>) {
-    let t = || text.to_string();
-    let (mut stops, mut incidents) = recorded("containerd-prestop-failed");
-    let mut stop = stops.remove(0);
-    let advice = |a: &mut Advice| (a.target, a.change, a.why) = (t(), t(), t());
-    (stop.id, stop.node, stop.server, stop.signal) = (t(), t(), t(), Some(t()));
-    if let Some(pod) = &mut stop.pod {
-        (pod.namespace, pod.name, pod.workload) = (Some(t()), Some(t()), Some(t()));
-    }
-    if let Some(container) = &mut stop.container {
-        (container.id, container.name) = (t(), Some(t()));
-    }
-    for phase in &mut stop.phases {
-        phase.text = t();
-        if phase.name == "exit" {
-            phase.name = t();
-            phase.event = None;
-        }
-    }
-    for sent in &mut stop.timeline.signals {
-        (sent.from.process.comm, sent.to.process.comm, sent.signal) = (t(), t(), t());
-        (sent.from.process.role, sent.to.process.role) = (None, None);
-    }
-    for ended in &mut stop.timeline.exits {
-        (ended.who.process.comm, ended.how, ended.who.process.role) = (t(), t(), None);
-    }
-    stop.by_cause.insert(t(), 1);
-    stop.advice.iter_mut().for_each(advice);
-    for i in &mut incidents {
-        (i.id, i.node, i.summary, i.server.path, i.sub_cause) = (t(), t(), t(), Some(t()), Some(t()));
-        i.stop = Some(t());
-        (i.pod, i.container) = (stop.pod.clone(), stop.container.clone());
-        i.confidence.lowered_by = vec![t()];
-        i.chain.iter_mut().for_each(|link| (link.id, link.text) = (t(), t()));
-        i.missing.iter_mut().for_each(|m| (m.fact, m.effect) = (t(), t()));
-        i.advice.iter_mut().for_each(advice);
-    }
     (stop, incidents)
 }

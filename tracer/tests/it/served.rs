@@ -2,7 +2,8 @@
 //! to be read in both schemes, and what hostile containers call themselves stays text: in pages, metrics and a terminal.
 
 use crate::browser::{Browser, OVERLAPS};
-use crate::page_samples::{HOSTILE, hostile, many};
+use crate::hostile::{HOSTILE, hostile};
+use crate::page_samples::many;
 use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::io::{Read, Write};

@@ -1,8 +1,8 @@
 //! Blocks and lines as people see them.
 
 use crate::samples;
-use why502::model::incident::{Advice, Bound, Grace, InFlight, Requests};
-use why502::model::{EventKind, Incident, Stop};
+use why502::model::incident::{Bound, Grace, InFlight, Requests};
+use why502::model::{Incident, Stop};
 use why502::sinks::text::{self, Paint, WIDTH};
 use why502::sinks::trace::{self, Context};
 
@@ -124,89 +124,6 @@ fn without_colours(text: &str) -> String {
     let mut parts = text.split("\x1b[");
     let first = parts.next().unwrap().to_string();
     parts.fold(first, |out, part| out + part.split_once('m').unwrap().1)
-}
-
-/// Whatever a process calls itself, it reaches the terminal as text.
-#[test]
-fn hostile_strings_are_written_out() {
-    let bad = "\x1b]0;owned\x07\u{202e}\r\n";
-    let mut i = samples::incident();
-    i.summary = bad.into();
-    i.sub_cause = Some(bad.into());
-    i.id = bad.into();
-    i.at = format!("{bad}T{bad}");
-    i.stop = Some(bad.into());
-    i.requester.kind = bad.into();
-    i.response.source = bad.into();
-    i.response.status = Some(500);
-    i.confidence.lowered_by = vec![bad.into()];
-    for link in &mut i.chain {
-        link.text = bad.into();
-        link.id = bad.into();
-    }
-    for m in &mut i.missing {
-        m.fact = bad.into();
-        m.effect = bad.into();
-    }
-    i.advice = vec![Advice {
-        id: bad.into(),
-        kind: bad.into(),
-        target: bad.into(),
-        change: bad.into(),
-        value: Some(1),
-        unit: Some(bad.into()),
-        needs: vec![bad.into()],
-        why: bad.into(),
-    }];
-    i.loss.in_window = 1;
-    i.loss.by_hook = [(bad.to_string(), 1)].into();
-    let pod = i.pod.as_mut().unwrap();
-    pod.name = Some(bad.into());
-    pod.namespace = Some(bad.into());
-    let container = i.container.as_mut().unwrap();
-    container.id = bad.into();
-    container.name = Some(bad.into());
-    container.runtime = Some(bad.into());
-    no_control(&incident(&i));
-
-    let mut s = samples::stop();
-    s.id = bad.into();
-    s.at = bad.into();
-    s.server = bad.into();
-    s.signal = Some(bad.into());
-    s.by_cause = [(bad.to_string(), 1)].into();
-    s.pod = i.pod.clone();
-    s.pod.as_mut().unwrap().name = None;
-    s.pod.as_mut().unwrap().uid = bad.into();
-    s.container = i.container.clone();
-    for phase in &mut s.phases {
-        phase.name = bad.into();
-        phase.text = bad.into();
-    }
-    no_control(&text::stop(&s, PLAIN));
-
-    for mut event in samples::events() {
-        match &mut event.kind {
-            EventKind::Execed(e) => {
-                e.path = bad.into();
-                e.argv = vec![bad.into()];
-                e.task.comm = bad.into();
-            }
-            EventKind::SignalGenerated(s) => {
-                s.sender.comm = bad.into();
-                s.target.comm = bad.into();
-            }
-            EventKind::Exited { task, .. } | EventKind::OomVictim { task } => task.comm = bad.into(),
-            EventKind::TcpState(s) => s.task.comm = bad.into(),
-            EventKind::ResetSent(r) => r.task.comm = bad.into(),
-            _ => {}
-        }
-        no_control(&trace::line(&event, Context { time: "t", place: bad, ..Context::default() }));
-    }
-}
-
-fn no_control(text: &str) {
-    assert!(text.chars().all(|c| c == '\n' || !(c.is_control() || c == '\u{202e}')), "{text:?}");
 }
 
 #[test]

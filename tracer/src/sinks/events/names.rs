@@ -47,8 +47,8 @@ impl Names {
         Some(Object {
             api_version: "v1",
             kind: "Pod".into(),
-            namespace: pod.namespace.clone()?,
-            name: pod.name.clone()?,
+            namespace: pod.namespace.clone().filter(|name| is_label(name))?,
+            name: pod.name.clone().filter(|name| is_name(name))?,
             uid: Some(self.pods.get(&pod.uid).unwrap_or(&pod.uid).clone()),
         })
     }
@@ -56,8 +56,8 @@ impl Names {
     /// `None`: it has none, or one of a kind that is not asked for.
     pub fn workload(&self, incident: &Incident) -> Option<Object> {
         let pod = incident.pod.as_ref()?;
-        let (workload, namespace) = (pod.workload.clone()?, pod.namespace.clone()?);
-        let (kind, name) = workload.split_once('/')?;
+        let (workload, namespace) = (pod.workload.clone()?, pod.namespace.clone().filter(|name| is_label(name))?);
+        let (kind, name) = workload.split_once('/').filter(|(_, name)| is_name(name))?;
         let api_version = match kind {
             "Deployment" | "ReplicaSet" | "StatefulSet" | "DaemonSet" => "apps/v1",
             "Job" | "CronJob" => "batch/v1",
@@ -68,6 +68,19 @@ impl Names {
         let uid = self.uids.get(&key).cloned();
         Some(Object { api_version, kind, namespace: key.0, name, uid })
     }
+}
+
+/// What the API takes as a name (a DNS subdomain of RFC 1123). Names may come from labels of a container that no kubelet made, and
+/// a namespace becomes part of an address.
+fn is_name(text: &str) -> bool {
+    let ends = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_alphanumeric());
+    let inside = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    text.len() <= 253 && text.bytes().all(inside) && ends(text.bytes().next()) && ends(text.bytes().last())
+}
+
+/// Of a namespace.
+fn is_label(text: &str) -> bool {
+    text.len() <= 63 && is_name(text) && !text.contains('.')
 }
 
 fn remember<K: Ord>(map: &mut BTreeMap<K, String>, key: K, uid: &str) {
