@@ -223,6 +223,11 @@ impl Disk {
     fn begin(&mut self, age_s: u64, now: &Now) -> io::Result<()> {
         self.open = None;
         let path = self.dir.join(file_name(self.next));
+        // What a failure left there and could not be taken away then: nobody has seen anything of it.
+        match std::fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
         let file = OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)?;
         self.segments.push(Segment { first: self.next, bytes: 0, age_s: Some(age_s) });
         let mut header = Vec::new();

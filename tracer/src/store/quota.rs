@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 /// Records of one container that are kept in an hour: far more than a stop under load loses, and a tenth of the store.
 pub const PER_HOUR: u64 = 5_000;
+/// Of them for stops alone: a stop comes after the requests that it cost, and tells how many they were.
+pub const FOR_STOPS: u64 = 100;
 /// Containers that are told apart; what is more has one share together.
 const CONTAINERS: usize = 4_096;
 const HOUR: u64 = 3_600_000_000_000;
@@ -23,14 +25,15 @@ impl Quota {
             self.hour = now / HOUR;
             self.kept.clear();
         }
-        let container = match output {
-            Output::Incident(incident) => &incident.container,
-            Output::Stop(stop) => &stop.container,
+        let (container, most) = match output {
+            Output::Incident(incident) => (&incident.container, PER_HOUR - FOR_STOPS),
+            Output::Stop(stop) => (&stop.container, PER_HOUR),
         };
         let id = container.as_ref().map(|container| container.id.clone()).unwrap_or_default();
         let fits = self.kept.len() < CONTAINERS || self.kept.contains_key(&id);
         let kept = self.kept.entry(if fits { id } else { String::new() }).or_default();
-        *kept += 1;
-        *kept <= PER_HOUR
+        let takes = *kept < most;
+        *kept += u64::from(takes);
+        takes
     }
 }

@@ -120,6 +120,17 @@ fn spoilt_at_each_byte() {
 }
 
 #[test]
+fn what_a_failure_left_is_in_nobodys_way() {
+    let dir = scratch();
+    drop(fill(dir.path(), 1, 3));
+    let other = Now { boot_id: "boot-b".into(), ..now(9) };
+    let mut disk = Disk::open(dir.path(), Limits::default(), &other).unwrap();
+    fs::write(dir.path().join(super::scan::file_name(4)), "half a head").unwrap();
+    assert_eq!(disk.append(&[record(4)], &other).unwrap(), 4);
+    assert_eq!(seqs(dir.path()), [1, 2, 3, 4]);
+}
+
+#[test]
 fn retention_by_size_keeps_the_newest() {
     let dir = scratch();
     let limits = Limits { max_bytes: 512 << 10, max_age_s: 1000 };

@@ -1,7 +1,7 @@
 //! The table of metrics, and what has to agree with it: docs/metrics.md, the dashboard, the alert rules. Floods and hostile
 //! labels.
 
-use crate::samples::{incident, started};
+use crate::samples::{incident, started, stop};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use why502::metrics::tally::{OTHER, OWNERS, SERIES};
@@ -9,7 +9,7 @@ use why502::metrics::text::Text;
 use why502::metrics::{ALL, Metric, Tally, Type};
 use why502::model::incident::*;
 use why502::model::{Cause, Input, Output};
-use why502::store::quota::{PER_HOUR, Quota};
+use why502::store::quota::{FOR_STOPS, PER_HOUR, Quota};
 
 const DOC: &str = include_str!("../../../docs/metrics.md");
 const DASHBOARD: &str = include_str!("../../../packaging/helm/why502/files/dashboard.json");
@@ -225,7 +225,11 @@ fn one_containers_flood_leaves_room_for_its_neighbours() {
     };
     let (mut quota, hour) = (Quota::default(), 3_600_000_000_000);
     let kept = (0..PER_HOUR + 100).filter(|_| quota.takes(&of("flood"), 5)).count() as u64;
-    assert_eq!(kept, PER_HOUR);
+    assert_eq!(kept, PER_HOUR - FOR_STOPS);
+    let container = Container { id: "flood".into(), name: None, runtime: None };
+    let stop = Output::Stop(Box::new(Stop { container: Some(container), ..stop() }));
+    let stops = (0..PER_HOUR).filter(|_| quota.takes(&stop, 5)).count() as u64;
+    assert_eq!(stops, FOR_STOPS, "a stop that lost too many to keep is kept itself");
     assert!(quota.takes(&of("neighbour"), 5));
     let made_up = (0..100_000).filter(|n| quota.takes(&of(&n.to_string()), 6)).count() as u64;
     assert!(made_up < 10_000, "{made_up}: names that are made up have one share together");
