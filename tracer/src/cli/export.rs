@@ -97,13 +97,15 @@ impl Exports {
         let now = time_of(input);
         events.input(input);
         outputs.iter().for_each(|output| events.output(output, now));
-        if !outputs.is_empty() || matches!(input, Input::Tick { .. }) {
+        let due = !outputs.is_empty() || matches!(input, Input::Tick { .. });
+        if due {
             events.due(now).into_iter().for_each(|told| outbox.push(told));
         }
         if matches!(input, Input::Stopped { .. }) {
             events.last(now).into_iter().for_each(|told| outbox.push(told));
         }
-        if !outputs.is_empty() {
+        // What waited for too long is given up without an output.
+        if due {
             state.tally().left("kubernetes-events", events.left());
         }
     }

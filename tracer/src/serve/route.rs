@@ -32,7 +32,8 @@ pub(super) async fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) ->
         "/incidents" => ("/incidents", list(Kind::Incidents, request, shared).await),
         "/stops" => ("/stops", list(Kind::Stops, request, shared).await),
         "/records" => ("/records", list(Kind::All, request, shared).await),
-        _ => match path[1..].split_once('/').filter(|(_, id)| !id.is_empty()) {
+        // `GET name:port` has no path at all.
+        _ => match path.get(1..).unwrap_or_default().split_once('/').filter(|(_, id)| !id.is_empty()) {
             Some(("stops", id)) => ("/stops/ID", stop(id, shared).await),
             Some(("incidents", id)) => ("/incidents/ID", incident(id, shared).await),
             Some(("stop", id)) => ("/stop/ID", page::stop(id, shared).await),

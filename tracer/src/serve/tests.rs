@@ -152,6 +152,10 @@ fn what_is_wrong_is_told() {
     assert!(post.starts_with("HTTP/1.1 405 ") && post.to_lowercase().contains("allow: get, head"), "{post}");
     let head = site.ask("HEAD /incidents HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     assert!(head.starts_with("HTTP/1.1 200 ") && head.ends_with("\r\n\r\n"), "{head}");
+    for target in ["*", "localhost", "localhost:9502"] {
+        let odd = site.ask(&format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"));
+        assert!(odd.starts_with("HTTP/1.1 404 "), "{target}: {odd}");
+    }
     let long = format!("GET / HTTP/1.1\r\nHost: localhost\r\nX: {}\r\n\r\n", "x".repeat(100_000));
     let mut stream = TcpStream::connect(site.server.address).unwrap();
     // It may be closed before it has taken everything.
