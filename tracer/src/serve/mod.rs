@@ -12,6 +12,7 @@ mod params;
 mod patience;
 mod room;
 mod route;
+mod seats;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use patience::Patience;
+use seats::Seats;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -38,6 +40,8 @@ use tokio::sync::{Semaphore, watch};
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     pub connections: usize,
+    /// Of them, those of one address that is not this host's own.
+    pub of_one: usize,
     /// Of them, streams: the rest stays free for those who ask once, such as Prometheus.
     pub streams: usize,
     /// Until a request's header is there, and between requests.
@@ -54,6 +58,7 @@ impl Default for Bounds {
     fn default() -> Self {
         Bounds {
             connections: 64,
+            of_one: 24,
             streams: 16,
             header_time: Duration::from_secs(10),
             write_time: Duration::from_secs(30),
@@ -94,7 +99,6 @@ impl State {
 #[derive(Default)]
 struct Own {
     requests: Mutex<BTreeMap<(&'static str, u16), u64>>,
-    open: AtomicU64,
     refused_connections: AtomicU64,
     refused_streams: AtomicU64,
     refused_answers: AtomicU64,
@@ -106,6 +110,7 @@ struct Shared {
     own: Own,
     bounds: Bounds,
     streams: Arc<Semaphore>,
+    seats: Arc<Seats>,
     /// See [`room`].
     answers: Arc<Semaphore>,
     ending: watch::Receiver<bool>,
@@ -124,7 +129,7 @@ impl Shared {
         for ((route, code), count) in requests.iter() {
             text.add(&HTTP_REQUESTS, &[route, &code.to_string()], count);
         }
-        text.add(&HTTP_CONNECTIONS, &[], self.own.open.load(Ordering::Relaxed));
+        text.add(&HTTP_CONNECTIONS, &[], self.seats.taken());
         text.add(&HTTP_REFUSED, &["connections"], self.own.refused_connections.load(Ordering::Relaxed));
         text.add(&HTTP_REFUSED, &["streams"], self.own.refused_streams.load(Ordering::Relaxed));
         text.add(&HTTP_REFUSED, &["answers"], self.own.refused_answers.load(Ordering::Relaxed));
@@ -153,7 +158,8 @@ impl Server {
         let answers = Arc::new(Semaphore::new(room::ALL as usize));
         let streams = Arc::new(Semaphore::new(bounds.streams));
         let loopback = address.ip().is_loopback();
-        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, answers, ending, loopback });
+        let seats = Seats::new(bounds.connections, bounds.of_one);
+        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, seats, answers, ending, loopback });
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
@@ -177,7 +183,6 @@ impl Server {
 }
 
 async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
-    let room = Arc::new(Semaphore::new(shared.bounds.connections));
     let mut ending = shared.ending.clone();
     loop {
         let accepted = tokio::select! {
@@ -185,26 +190,23 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
             _ = ending.wait_for(|end| *end) => break,
             accepted = listener.accept() => accepted,
         };
-        let Ok((stream, _)) = accepted else {
+        let Ok((stream, peer)) = accepted else {
             // Out of file descriptors, most likely: the next ones have to wait as well.
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
+        let Some(seat) = shared.seats.take(peer.ip()) else {
             shared.own.refused_connections.fetch_add(1, Ordering::Relaxed);
             continue;
         };
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            shared.own.open.fetch_add(1, Ordering::Relaxed);
             connection(stream, &shared).await;
-            shared.own.open.fetch_sub(1, Ordering::Relaxed);
-            drop(permit);
+            drop(seat);
         });
     }
     drop(listener);
-    let all = u32::try_from(shared.bounds.connections).unwrap_or(u32::MAX);
-    let _ = tokio::time::timeout(GRACE, room.acquire_many(all)).await;
+    let _ = tokio::time::timeout(GRACE, shared.seats.empty(shared.bounds.connections)).await;
 }
 
 /// Until the client goes, hangs, or the server ends. Its errors are its own.
