@@ -31,7 +31,7 @@ use std::time::Duration;
 const EXAMPLES: &str = "\
 Examples:
   why502 serve
-  curl -s localhost:9502/incidents?since=1h | jq -r '.items[] | [.at, .cause, .summary] | @tsv'
+  curl -s 'localhost:9502/incidents?since=1h' | jq -r '.items[] | [.at, .cause, .summary] | @tsv'
   why502 incidents --follow             the same in the terminal; / lists what HTTP gives
 
 It prints `ready` on stderr once every lost request is seen. Ctrl-C or SIGTERM ends it.";
