@@ -68,7 +68,7 @@ fn what_a_pod_lost_is_everywhere_and_nothing_stays() -> Result<()> {
     let dir = Dir::new()?;
     let store = dir.join("store");
     let mut kernel = Kernel::look();
-    let agent = Agent::start(&store)?;
+    let agent = Agent::start_with(&store, &[], &["--bpf-stats"])?;
     kernel.learn(agent.tracer.pid())?;
     ensure!(agent.get("/readyz")? == "ready\n");
     let health: Value = serde_json::from_str(&agent.get("/healthz")?)?;
@@ -103,6 +103,7 @@ fn what_a_pod_lost_is_everywhere_and_nothing_stays() -> Result<()> {
         ("why502_signals_total", &["signal=\"SIGTERM\""]),
         ("why502_probe_status", &["hook=\"signal_generate\"", "status=\"attached\""]),
         ("why502_probe_hits_total", &["hook=\"signal_generate\""]),
+        ("why502_probe_run_seconds_total", &["hook=\"signal_generate\""]),
         ("why502_events_total", &["kind=\"exited\""]),
         ("process_resident_memory_bytes", &[]),
         ("process_cpu_seconds_total", &[]),

@@ -21,8 +21,10 @@ use crate::sinks::recording::time_of;
 use crate::store::quota::Quota;
 use crate::store::{Limits, Now, Store, sink};
 use anyhow::Context;
+use aya::sys::{Stats, enable_stats};
 use std::net::{SocketAddr, TcpListener};
 use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -68,6 +70,10 @@ pub(super) struct Args {
     /// Whether nginx's own error messages and statuses are seen
     #[arg(long, value_enum, value_name = "auto|on|off", default_value_t, hide_possible_values = true)]
     uprobes: UprobesWanted,
+    /// Measure what the probes take (why502_probe_run_seconds_total): the kernel times each BPF program of the node as long. Takes
+    /// CAP_SYS_ADMIN
+    #[arg(long)]
+    bpf_stats: bool,
     /// For tests of what is said then: lose this share of the records
     #[arg(long, value_name = "SHARE[:SEED]", hide = true)]
     shed: Option<shed::Wanted>,
@@ -88,6 +94,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kube = args.kube.resolve()?;
     let Host { boot_id, node: host, .. } = Host::read(Path::new("/"));
     let exports = args.export.resolve(&kube, &host)?;
+    let _timed = args.bpf_stats.then(timed).transpose()?;
     let listener = TcpListener::bind(args.listen)
         .with_context(|| format!("cannot listen on {} (--listen takes another address)", args.listen))?;
     let limits = Limits { max_bytes: args.store_size, max_age_s: args.store_age.as_secs() };
@@ -127,6 +134,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     summary.lost("store", "disk", stats.dropped + stats.waiting as u64);
     live::report(&summary, true);
     Ok(if kept { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Until it is dropped, or the process ends (bpf_enable_stats() of kernel/bpf/syscall.c).
+fn timed() -> anyhow::Result<OwnedFd> {
+    enable_stats(Stats::RunTime).context("--bpf-stats: the kernel did not allow it (CAP_SYS_ADMIN)")
 }
 
 struct Agent {

@@ -69,7 +69,7 @@ metrics! {
     PROBE_RECORDS = Counter "why502_probe_records_total" ["hook"]
         "Records that a probe sent up.";
     PROBE_SECONDS = Counter "why502_probe_run_seconds_total" ["hook"]
-        "Time that a probe took; absent unless the kernel's statistics are on (sysctl kernel.bpf_stats_enabled).";
+        "Time that a probe took; absent unless the kernel's statistics are on (--bpf-stats, or sysctl kernel.bpf_stats_enabled).";
     SOURCE = Gauge "why502_source_up" ["source"]
         "1 while a container runtime or a resource of the Kubernetes API can be asked.";
     STORE_OK = Gauge "why502_store_ok" []

@@ -4,6 +4,7 @@ use super::text::Text;
 use super::{CPU, FDS, MEMORY, START};
 use crate::kernel::clock;
 use std::fs;
+use std::sync::OnceLock;
 
 /// USER_HZ, which /proc counts in on every architecture that why502 is built for.
 const HZ: f64 = 100.0;
@@ -12,8 +13,12 @@ const HZ: f64 = 100.0;
 pub fn add(text: &mut Text) {
     if let Some((cpu, start)) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(times) {
         text.add(&CPU, &[], cpu / HZ);
-        let sample = clock::sample();
-        let boot = (sample.wall_ns as f64 - sample.boot_ns as f64) / 1e9;
+        // Once: the clock may be set, and a start that moves looks like a restart.
+        static BOOT: OnceLock<f64> = OnceLock::new();
+        let boot = BOOT.get_or_init(|| {
+            let sample = clock::sample();
+            (sample.wall_ns as f64 - sample.boot_ns as f64) / 1e9
+        });
         text.add(&START, &[], format_args!("{:.2}", boot + start / HZ));
     }
     let pages = fs::read_to_string("/proc/self/statm").ok();

@@ -114,8 +114,6 @@ struct Shared {
     /// See [`room`].
     answers: Arc<Semaphore>,
     ending: watch::Receiver<bool>,
-    /// It listens on an address of this host alone.
-    loopback: bool,
 }
 
 impl Shared {
@@ -157,9 +155,8 @@ impl Server {
             .build()?;
         let answers = Arc::new(Semaphore::new(room::ALL as usize));
         let streams = Arc::new(Semaphore::new(bounds.streams));
-        let loopback = address.ip().is_loopback();
         let seats = Seats::new(bounds.connections, bounds.of_one);
-        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, seats, answers, ending, loopback });
+        let shared = Arc::new(Shared { state, own: Own::default(), bounds, streams, seats, answers, ending });
         let listener = {
             let _inside = runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
@@ -213,10 +210,11 @@ async fn accept(listener: tokio::net::TcpListener, shared: Arc<Shared>) {
 async fn connection(stream: TcpStream, shared: &Arc<Shared>) {
     // Lines of a stream go out at once.
     let _ = stream.set_nodelay(true);
+    let loopback = stream.local_addr().is_ok_and(|address| address.ip().to_canonical().is_loopback());
     let io = Patience::new(TokioIo::new(stream), shared.bounds.write_time);
     let service = service_fn(|request| {
         let shared = Arc::clone(shared);
-        async move { Ok::<_, std::convert::Infallible>(route::answer(&request, &shared).await) }
+        async move { Ok::<_, std::convert::Infallible>(route::answer(&request, loopback, &shared).await) }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

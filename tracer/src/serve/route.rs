@@ -19,11 +19,12 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-pub(super) async fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) -> Response<Body> {
+/// `loopback`: it came to an address of this host alone.
+pub(super) async fn answer(request: &Request<Incoming>, loopback: bool, shared: &Arc<Shared>) -> Response<Body> {
     let path = request.uri().path();
     let (route, response) = match path {
         _ if !matches!(*request.method(), Method::GET | Method::HEAD) => ("-", answer::only_get()),
-        _ if shared.loopback && !is_this_host(request) => ("-", answer::say(StatusCode::FORBIDDEN, FOREIGN)),
+        _ if loopback && !is_this_host(request) => ("-", answer::say(StatusCode::FORBIDDEN, FOREIGN)),
         "/" => ("/", page::front(request, shared).await),
         "/style.css" => ("/style.css", page::style()),
         "/metrics" => ("/metrics", metrics(shared)),
@@ -47,8 +48,8 @@ pub(super) async fn answer(request: &Request<Incoming>, shared: &Arc<Shared>) ->
 
 const FOREIGN: &str = "this address is for this host alone: ask for it as 127.0.0.1 or localhost";
 
-/// A page from elsewhere can let a name of its own mean 127.0.0.1, and its script then reads what is answered here. So on
-/// loopback only what nobody else can give away is a name: addresses and `localhost`. Who sends no name is no browser.
+/// A page from elsewhere can let a name of its own mean 127.0.0.1, and its script then reads what is answered here, also through
+/// `kubectl port-forward`, which comes to the pod's 127.0.0.1 whatever it listens on. So on loopback only what nobody else can give away is a name: addresses and `localhost`. Who sends no name is no browser.
 fn is_this_host(request: &Request<Incoming>) -> bool {
     let Some(host) = request.headers().get(HOST) else { return true };
     let host = host.to_str().ok().and_then(|host| host.parse::<Authority>().ok());

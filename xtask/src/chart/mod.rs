@@ -34,6 +34,7 @@ const VARIANTS: [(&str, &[&str]); 3] = [
         "why502-everything.yaml",
         &[
             "rights.uprobes=true",
+            "rights.bpfStats=true",
             "rights.oldKernel=true",
             "rights.runtimeSocket=/run/containerd/containerd.sock",
             "rights.seccomp.type=Localhost",

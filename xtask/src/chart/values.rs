@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use super::chart;
 
 /// Values that differ from the chart's own, and what is rendered then and not otherwise. Each value has a row.
-pub(super) const SHOWN: [(&[&str], &str); 52] = [
+pub(super) const SHOWN: [(&[&str], &str); 54] = [
     (&["image.repository=example.org/why502"], r#"image: "example.org/why502:"#),
     (&["image.tag=edge"], r#"image: "why502:edge""#),
     (&["image.pullPolicy=Always"], "imagePullPolicy: Always"),
@@ -37,6 +37,7 @@ pub(super) const SHOWN: [(&[&str], &str); 52] = [
         "runAsGroup: 65532\n            runAsNonRoot: true\n            allowPrivilegeEscalation: false",
     ),
     (&["rights.uprobes=true"], "- SYS_ADMIN"),
+    (&["rights.bpfStats=true"], "- --bpf-stats\n"),
     (&["rights.oldKernel=true"], "- SYS_RESOURCE"),
     (&["rights.runtimeSocket=/run/crio/crio.sock"], "--runtime=unix:///run/crio/crio.sock"),
     (&["rights.seccomp.type=Unconfined"], "type: Unconfined"),
@@ -64,6 +65,7 @@ pub(super) const SHOWN: [(&[&str], &str); 52] = [
     (&["dashboard.enabled=true"], "kind: ConfigMap"),
     (&["dashboard.labels={folder: net}", "dashboard.enabled=true"], "folder: net"),
     // Together.
+    (&["otlp.attributes={a: \"b, c=d e\"}"], r#"value: "a=b%2C%20c%3Dd%20e""#),
     (&["image.tag=edge", "rights.nonRoot=true", "store.kind=emptyDir"], r#"image: "why502:edge""#),
     (&["rights.nonRoot=true", "store.kind=emptyDir", "image.repository=r"], r#"-nonroot""#),
     (&["kubernetes.enabled=false", "port=1"], "automountServiceAccountToken: false\n      enableServiceLinks"),
