@@ -52,10 +52,11 @@ pub(crate) fn start(
         base.display()
     );
     let programs = [("nginx", &web.argv, &web.error_log, 20), ("php-fpm", &php.argv, &php.log, 10)];
+    // startsecs: what ends within it is started again, whatever autorestart says.
     for (name, argv, log, priority) in programs {
         let _ = write!(
             text,
-            "[program:{name}]\ncommand = {}\nstopsignal = QUIT\nautorestart = false\n\
+            "[program:{name}]\ncommand = {}\nstopsignal = QUIT\nautorestart = false\nstartsecs = 0\n\
              stdout_logfile = NONE\nredirect_stderr = false\nstderr_logfile = {}\n",
             words(argv)?,
             log.display()
